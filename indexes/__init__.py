@@ -1,0 +1,1 @@
+"""FAISS: building, searching, storing, recall. Its first module comes with the first index."""

@@ -1,0 +1,146 @@
+"""The command `viaduct`: one subcommand a job, built from the jobs' configurations."""
+
+import contextlib
+import importlib
+import io
+import logging
+import sys
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import tyro
+
+from jobs import settings
+from pipeline.errors import ConfigError, DatasetError, ViaductError
+
+COMMANDS = {
+    "ingest": ("Ingest", "fetch or read the pictures of a source into raw/"),
+    "curate": ("Curate", "raw/ to pairs/: equal pictures united, captions judged, split"),
+    "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
+    "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
+}
+"""Subcommand to the class in the module `jobs.<subcommand>`, imported only when it is called."""
+
+WRONG_INPUT, SET_ASIDE, STOPPED = 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    0: done. 1: a fault of ours or of the cluster. 2: wrong input or damaged data, one line says
+    which. 3: shards were set aside, the rest is committed. 130: stopped by Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else WRONG_INPUT
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    command, *rest = arguments
+    try:
+        done = _parse(command, rest).run()
+    except KeyboardInterrupt:
+        print("viaduct: stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    except ViaductError as error:
+        print(f"viaduct {command}: {error}", file=sys.stderr)
+        return _exit_code(error)
+    if done is not None:
+        print(f"{done.folder}: {_summary(done)}")
+    return 0
+
+
+def _parse(command: str, arguments: list[str]) -> Any:
+    """The configuration that the arguments describe.
+
+    Raises:
+        ConfigError: they describe none; one line says why.
+        SystemExit: after --help.
+    """
+    if command not in COMMANDS:
+        raise ConfigError(f"no such command; one of {', '.join(COMMANDS)} is needed")
+    job = getattr(importlib.import_module(f"jobs.{command}"), COMMANDS[command][0])
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                job,
+                prog=f"viaduct {command}",
+                args=_with_saved(job, arguments),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(errors.getvalue())) from None
+
+
+def _with_saved(job: type, arguments: list[str]) -> list[str]:
+    """`--config FILE` replaced by what the file says; later arguments override it."""
+    if "--config" not in arguments:
+        return arguments
+    at = arguments.index("--config")
+    if at + 1 == len(arguments):
+        raise ConfigError("--config: names no file")
+    hints = get_type_hints(job, include_extras=True)
+    positional = tuple(
+        field.name
+        for field in fields(job)
+        if tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
+    )
+    saved = settings.to_arguments(arguments[at + 1], positional)
+    return [*saved, *arguments[:at], *arguments[at + 2 :]]
+
+
+def _one_line(box: str) -> str:
+    """The message in the box that the argument parser prints, without box and help."""
+    lines = [line.strip(" \u2502\n") for line in box.splitlines()]
+    message = []
+    for line in lines:
+        if line.startswith("\u2500"):  # a rule; help follows
+            break
+        if line and not line.startswith(("\u256d", "\u2570")):
+            message.append(line)
+    return " ".join(message) or "wrong arguments"
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: viaduct COMMAND [OPTIONS]",
+            "",
+            "BLIP-2 pretraining around its data. Commands, in the order in which data flows:",
+            "",
+            *lines,
+            "",
+            "viaduct COMMAND --help shows every option with its unit and default;",
+            "--config FILE runs a saved configuration (config.yaml beside each output).",
+        ]
+    )
+
+
+def _exit_code(error: ViaductError) -> int:
+    from jobs.build import Incomplete
+
+    if isinstance(error, (ConfigError, DatasetError)):
+        return WRONG_INPUT
+    if isinstance(error, Incomplete):
+        return WRONG_INPUT if error.damaged else SET_ASIDE
+    return 1
+
+
+def _summary(dataset: Any) -> str:
+    pictures = dataset.manifest.pictures
+    dropped = " ".join(f"{reason}={count:,}" for reason, count in pictures.dropped.items())
+    return (
+        f"{dataset.kind}, {pictures.num_kept:,} of {pictures.num_in:,} pictures kept"
+        + (f" ({dropped})" if dropped else "")
+        + f", {len(dataset.records)} shards, digest {dataset.digest[:16]}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

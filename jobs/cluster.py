@@ -1,0 +1,58 @@
+"""The Ray session a job runs in: a cluster's where an address is given, else one of its own."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the work runs."""
+
+    address: str | None = None
+    """Ray cluster to use (`auto`, `ray://...` or `HOST:PORT`; also RAY_ADDRESS); by default Ray
+    starts inside the job, on this machine."""
+
+    cpus: int | None = None
+    """Cores the job's own Ray may use; by default all. Of no effect on a cluster."""
+
+
+@contextlib.contextmanager
+def session(config: ClusterConfig) -> Iterator[None]:
+    """Be connected to Ray; a session that is there already is used and left alone.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            # Shards travel through files, never through the object store.
+            ray.init(
+                address="local",
+                num_cpus=config.cpus,
+                object_store_memory=200 << 20,
+                include_dashboard=False,
+                **options,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"address: {address!r}: no Ray cluster answers: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,149 @@
+"""`viaduct curate`: unite equal pictures, judge captions, split, and even out the shards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from jobs.build import RunLog, build, running
+from jobs.cluster import ClusterConfig, session
+from jobs.shards import PoolConfig, Task
+from pipeline.accounting import Account
+from pipeline.curate import SplitConfig, gather
+from pipeline.dataset import Dataset, Draft, Shard
+from pipeline.errors import ConfigError
+from pipeline.hashes import hash_shard
+from pipeline.lineage import Lineage
+from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
+from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH
+from pipeline.shard import ShardRecord, new_shard
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curate:
+    """Make `pairs` of one or several `raw`: equal pictures united, captions judged, split.
+
+    Works in three phases, each committed: hashes of all pictures, one plan, the output shards.
+    """
+
+    raws: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
+    """Datasets of kind `raw`; where two disagree about a uid, the first one counts."""
+
+    out: str
+    """Folder or URI of the dataset `pairs` to make; a job that was stopped goes on there."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if not self.raws:
+            raise ConfigError("raws: name at least one dataset of kind 'raw'")
+
+    def run(self) -> Dataset:
+        """Make the dataset, or go on with it."""
+        inputs = Inputs([Dataset.open(location, "raw") for location in self.raws])
+        folder = Folder.at(self.out)
+        config = asdict(self.plan) | asdict(self.split)
+        lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
+        draft = Draft.begin(folder, "pairs", PAIRS, lineage)
+        if published := draft.whole():
+            return published
+        with running(self, folder) as log, session(self.cluster):
+            hashes = self._hashes(inputs, folder / ".work", lineage, log)
+            plan = self._plan(hashes, folder / ".work", lineage, log)
+            return self._gather(inputs, plan, draft, log)
+
+    def _hashes(self, inputs: "Inputs", work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
+        lineage = Lineage("hash", {}, lineage.parents)
+        draft = Draft.begin(work / "hashes", "hashes", HASHES, lineage)
+        make = partial(_hash_worker, inputs, draft.folder)
+        return build(draft, inputs.tasks(), make, self.pool, log, phase="hash")
+
+    def _plan(self, hashes: Dataset, work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
+        lineage = Lineage("plan", asdict(self.plan), (hashes.as_parent,))
+        draft = Draft.begin(work / "plan", "plan", PLAN, lineage)
+        make = partial(_plan_worker, hashes, draft.folder, self.plan)
+        return build(draft, [Task(0, hashes.num_rows)], make, self.pool, log, phase="plan")
+
+    def _gather(self, inputs: "Inputs", plan: Dataset, draft: Draft, log: RunLog) -> Dataset:
+        table = plan.shard(0).table
+        counts = pc.value_counts(table.column("output_shard").drop_null()).to_pylist()
+        pictures, captions = left_out(table)
+        return build(
+            draft,
+            [Task(count["values"], count["counts"]) for count in counts],
+            partial(_gather_worker, inputs, plan, draft.folder, self.split),
+            self.pool,
+            log,
+            phase="gather",
+            pictures=[pictures],
+            captions=[captions],
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The shards of several `raw`, numbered through."""
+
+    datasets: Sequence[Dataset]
+
+    @cached_property
+    def shards(self) -> list[tuple[Dataset, int]]:
+        return [(dataset, number) for dataset in self.datasets for number in dataset.records]
+
+    def tasks(self) -> list[Task]:
+        counts = (dataset.records[number].entry.rows for dataset, number in self.shards)
+        return [Task(number, rows) for number, rows in enumerate(counts)]
+
+    def open(self, number: int, *, verify: bool = False) -> Shard:
+        """One input shard; raises DatasetError where it is damaged."""
+        dataset, shard = self.shards[number]
+        return dataset.shard(shard, verify=verify)
+
+
+def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
+    def work(task: Task) -> ShardRecord:
+        # Every byte is checked here, so that the phases after this one need not.
+        hashes = hash_shard(inputs.open(task.number, verify=True))
+        return _commit(out, task.number, HASHES, "hashes", hashes)
+
+    return work
+
+
+def _plan_worker(hashes: Dataset, out: Folder, config: PlanConfig) -> Callable[[Task], ShardRecord]:
+    def work(task: Task) -> ShardRecord:
+        tables = [shard.table for shard in hashes.shards()]
+        shards = np.repeat(list(hashes.records), [table.num_rows for table in tables])
+        table = pa.concat_tables([HASHES.empty_table(), *tables])
+        return _commit(out, task.number, PLAN, "plan", make_plan(table, shards, config))
+
+    return work
+
+
+def _gather_worker(
+    inputs: Inputs, plan: Dataset, out: Folder, split: SplitConfig
+) -> Callable[[Task], ShardRecord]:
+    table = plan.shard(0).table
+
+    def work(task: Task) -> ShardRecord:
+        rows = rows_of_shard(table, task.number)
+        curated = gather(rows, lambda number: inputs.open(number).table, split)
+        with new_shard(out, task.number) as shard:
+            shard.open(PAIRS, ROWS_PER_BATCH["pairs"]).write(curated.pairs)
+            return shard.commit(pictures=curated.pictures, captions=curated.captions)
+
+    return work
+
+
+def _commit(out: Folder, number: int, schema: pa.Schema, kind: str, table: pa.Table) -> ShardRecord:
+    with new_shard(out, number) as shard:
+        shard.open(schema, ROWS_PER_BATCH[kind]).write(table)
+        return shard.commit(pictures=Account.all_kept(table.num_rows))

@@ -1,0 +1,125 @@
+"""`viaduct ingest`: fetch or read the pictures of a source into `raw`, with a ledger of all rows."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jobs.build import RunLog, build, running
+from jobs.cluster import ClusterConfig, session
+from jobs.shards import PoolConfig, Task
+from pipeline.accounting import Account
+from pipeline.dataset import Dataset, Draft
+from pipeline.download import download
+from pipeline.errors import ConfigError
+from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher, HttpFetcher
+from pipeline.lineage import Lineage, Parent
+from pipeline.pictures import PictureConfig
+from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SOURCE
+from pipeline.shard import ShardRecord, new_shard
+from pipeline.sources import Source, SourceColumns, cut, num_captions, open_source
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest:
+    """Fetch or read the pictures of a source into `raw`, with a ledger of every row.
+
+    SOURCE is a table of URLs and captions (.parquet, .csv, .tsv, .jsonl), or a folder: one that
+    holds pairs.jsonl, or pictures with captions beside them (cat.jpg and cat.txt).
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Table or folder to read."""
+
+    out: str
+    """Folder or URI of the dataset `raw` to make; a job that was stopped goes on there."""
+
+    shard_rows: int = 1024
+    """Rows of the source a shard."""
+
+    columns: SourceColumns = field(default_factory=SourceColumns)
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 1:
+            raise ConfigError(f"shard_rows: {self.shard_rows} is not positive")
+
+    def run(self) -> Dataset:
+        """Make the dataset, or go on with it."""
+        source = open_source(self.source, self.columns)
+        folder = Folder.at(self.out)
+        lineage = Lineage(
+            "ingest",
+            {
+                "shard_rows": self.shard_rows,
+                "max_download_bytes": self.fetch.max_download_bytes,
+                **asdict(self.picture),
+            },
+            (Parent("source", source.digest()),),
+        )
+        draft = Draft.begin(folder, "raw", RAW, lineage)
+        if published := draft.whole():
+            return published
+        with running(self, folder) as log:
+            slices = _slices(source, folder, lineage, self.shard_rows, log)
+            tasks = [Task(r.number, r.entry.rows) for r in slices.manifest.records]
+            make_worker = partial(
+                _worker, slices, folder, self.picture, self.fetch, source.folder, self.shard_rows
+            )
+            with session(self.cluster):
+                raw = build(draft, tasks, make_worker, self.pool, log, phase="fetch")
+            (folder / ".work").remove()  # the ledger holds all that was in it
+            return raw
+
+
+def _slices(source: Source, folder: Folder, lineage: Lineage, rows: int, log: RunLog) -> Dataset:
+    """The source cut into slices, each the input of one shard; made once, then found again."""
+    lineage = Lineage("cut", {"shard_rows": rows}, lineage.parents)
+    draft = Draft.begin(folder / ".work" / "source", "source", SOURCE, lineage)
+    published = draft.published()
+    if published is not None:
+        return published
+    with log.phase("cut") as entry:
+        records = []
+        for number, table in enumerate(cut(source.tables(), rows)):
+            with new_shard(draft.folder, number) as shard:
+                shard.open(SOURCE, draft.rows_per_batch).write(table)
+                records.append(
+                    shard.commit(
+                        pictures=Account.all_kept(table.num_rows),
+                        captions=Account.all_kept(num_captions(table)),
+                    )
+                )
+        entry["rows"] = sum(record.entry.rows for record in records)
+    return draft.publish(records)
+
+
+def _worker(
+    slices: Dataset,
+    out: Folder,
+    picture: PictureConfig,
+    fetch: FetchConfig,
+    folder: Path | None,
+    shard_rows: int,
+) -> Callable[[Task], ShardRecord]:
+    """Runs in the worker: one fetcher, kept from shard to shard."""
+    fetcher: Fetcher = (
+        FolderFetcher(folder, fetch.max_download_bytes) if folder else HttpFetcher(fetch)
+    )
+
+    def work(task: Task) -> ShardRecord:
+        slice_ = slices.shard(task.number, verify=True).table
+        got = download(slice_, task.number * shard_rows, fetcher, picture, threads=fetch.threads)
+        with new_shard(out, task.number) as shard:
+            shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)
+            shard.open(LEDGER, ROWS_PER_BATCH["ledger"], attachment="ledger").write(got.ledger)
+            return shard.commit(pictures=got.pictures, captions=got.captions)
+
+    return work

@@ -1,0 +1,197 @@
+"""Frozen vision encoders by name: pictures in, image tokens out.
+
+The tokens are those before `ln_vision`, which trains with the Q-Former: of a ViT the output of its
+second-last block with [CLS] and without the final norm (BLIP-2, section 3.1: 39 of EVA-g's 40
+blocks, 23 of CLIP-L's 24), of a CNN its last feature map.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model import offline
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which frozen vision encoder, and what of it."""
+
+    encoder: str = "timm:eva_giant_patch14_clip_224.laion400m"
+    """`timm:NAME` for any ViT or CNN of timm, or `offline:efficientnet_lite0` (weights that come
+    with pip)."""
+
+    weights: str = "pretrained"
+    """`pretrained` (from timm's hub), `random` (seeded, for trials), or a .safetensors file."""
+
+    layer: int = -2
+    """Block of a ViT whose output is taken, counted from its end: -2 leaves out the last block.
+    A CNN has only -1, its last feature map, and takes that whatever stands here."""
+
+    def __post_init__(self) -> None:
+        if self.layer >= 0:
+            raise ConfigError(f"layer: {self.layer} is not negative (it is counted from the end)")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a dataset of features must say of the encoder that made it."""
+
+    name: str
+    weights_digest: str
+    """SHA-256 over names, types, shapes and values of all weights, in hexadecimal."""
+    layer: int
+    num_tokens: int
+    """P"""
+    width: int
+    """C"""
+    transform: dict[str, Any]
+    """Size in pixels, interpolation, crop, mean and standard deviation."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class VisionEncoder(nn.Module):
+    """A frozen encoder in eval mode."""
+
+    def __init__(self, backbone: nn.Module, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.spec = spec
+
+    @torch.inference_mode()
+    def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P C"]:
+        """Image tokens; of a ViT [CLS] comes first, of a CNN the map goes row by row."""
+        return _tokens(self.backbone, pictures, self.spec.layer)
+
+    def transform(self) -> Callable[[Any], Float[Tensor, "3 H W"]]:
+        """From an RGB picture (PIL) to the encoder's input, as in its evaluation."""
+        return timm.data.create_transform(**self.spec.transform, is_training=False)
+
+
+def load_encoder(config: EncoderConfig) -> VisionEncoder:
+    """Load an encoder on the CPU, in float32.
+
+    Raises:
+        ConfigError: the name, the weights or the layer do not exist, or cannot be had here.
+    """
+    kind, _, name = config.encoder.partition(":")
+    if kind == "offline" and name == "efficientnet_lite0":
+        backbone = offline.efficientnet_lite0()
+    elif kind == "timm":
+        backbone = _timm_model(name, config)
+    else:
+        raise ConfigError(
+            f"encoder: {config.encoder!r} is neither timm:NAME nor offline:efficientnet_lite0"
+        )
+    transform = _transform(backbone)
+    digest = weights_digest(backbone)
+    layer = _check_layer(backbone, config.layer)
+    if not _is_vit(backbone):
+        offline.fold_batch_norms(backbone)
+        backbone = backbone.to(memory_format=torch.channels_last)
+    backbone.eval()
+    with torch.inference_mode():
+        shape = _tokens(backbone, torch.zeros(1, *transform["input_size"]), layer).shape
+    spec = EncoderSpec(config.encoder, digest, layer, shape[1], shape[2], transform)
+    return VisionEncoder(backbone, spec)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the state dict, by name."""
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def _is_vit(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "blocks") and hasattr(backbone, "pos_embed")
+
+
+def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
+    if not _is_vit(backbone):
+        maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
+        if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
+            maps = maps.movedim(-1, 1)
+        return maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
+    ((patches, prefix),) = backbone.forward_intermediates(
+        pictures,
+        indices=[len(backbone.blocks) + layer],
+        return_prefix_tokens=True,
+        norm=False,
+        stop_early=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+    )
+    return torch.cat([prefix, patches], dim=1)
+
+
+def _check_layer(backbone: Any, layer: int) -> int:
+    if not _is_vit(backbone):
+        return -1
+    if -layer > len(backbone.blocks):
+        raise ConfigError(f"layer: {layer}, but the encoder has {len(backbone.blocks)} blocks")
+    return layer
+
+
+def _transform(backbone: nn.Module) -> dict[str, Any]:
+    known = timm.data.resolve_model_data_config(backbone)
+    names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    return {name: known[name] for name in names}
+
+
+def _timm_model(name: str, config: EncoderConfig) -> nn.Module:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"encoder: timm has no {architecture!r}{hint}")
+    if config.weights == "random":
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False, num_classes=0)
+    if config.weights == "pretrained":
+        return _pretrained(name)
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    _load_weights(model, config.weights)
+    return model
+
+
+def _pretrained(name: str) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"encoder: the weights of timm:{name} cannot be had ({reason}); "
+            "give --weights FILE.safetensors, or --weights random for a trial"
+        ) from error
+
+
+def _load_weights(model: nn.Module, file: str) -> None:
+    path = Path(file).expanduser()
+    if path.suffix != ".safetensors" or not path.exists():
+        raise ConfigError(
+            f"weights: {file!r} is neither pretrained, random nor an existing .safetensors file"
+        )
+    weights = load_file(path)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    unexpected = [
+        name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))
+    ]
+    if missing or unexpected:
+        raise ConfigError(
+            f"weights: {file}: {len(missing)} tensors missing ({missing[:1]}), "
+            f"{len(unexpected)} unexpected ({unexpected[:1]})"
+        )

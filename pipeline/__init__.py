@@ -1,0 +1,22 @@
+"""The picture and its captions, from the source to the training batch.
+
+Plain functions on Arrow tables and small classes with their configuration; nothing here knows of
+Ray, of an encoder or of a tokeniser. In the order in which the data flows:
+
+    sources     tables of URLs and folders of pictures
+    fetch       the one place where bytes enter a worker
+    pictures    bytes to an upright, opaque sRGB JPEG of bounded size
+    download    one slice of a source: img2dataset's Downloader around the three above
+    captions    a caption's text, source and status
+    hashes, plan, curate    the three phases of curate
+    features    image tokens as fixed-shape tensors
+
+and what they all stand on:
+
+    errors, storage, accounting, uids, schemas
+    shard       one Arrow file and the record that commits it
+    lineage     what a dataset was made from
+    tombstones  pictures taken down
+    dataset     drafts and whole datasets, one or several side by side
+    verify      every byte against every record
+"""

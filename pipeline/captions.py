@@ -1,0 +1,52 @@
+"""Captions: one text each with its source and its status."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import TypedDict
+
+from pipeline.schemas import KEPT
+
+
+class Caption(TypedDict):
+    """A caption as it lies in a dataset (`schemas.CAPTION`)."""
+
+    text: str
+    source: str
+    status: str
+
+
+def web_caption(text: str) -> Caption:
+    """A caption as the source gave it, not judged yet."""
+    return Caption(text=text, source="web", status=KEPT)
+
+
+def normalise(text: str) -> str:
+    """NFC, control characters gone, runs of white space made one space.
+
+    A caption that says nothing becomes empty. Scripts that need joiners keep them: only the
+    Unicode categories Cc (control) and Cs (lone surrogates) go.
+    """
+    text = unicodedata.normalize("NFC", text)
+    kept = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return " ".join("".join(kept).split())
+
+
+def judge(caption: Caption) -> Caption:
+    """The caption with its text normalised; rejected where nothing is left of it."""
+    text = normalise(caption["text"])
+    status = caption["status"] if text else "rejected:empty"
+    return Caption(text=text, source=caption["source"], status=status)
+
+
+def unite(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
+    """Captions of one picture with equal texts made one, the first of each.
+
+    Returns:
+        The captions in order, and how many were taken out.
+    """
+    first: dict[str, Caption] = {}
+    count = 0
+    for caption in captions:
+        count += 1
+        first.setdefault(caption["text"], caption)
+    return list(first.values()), count - len(first)

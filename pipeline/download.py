@@ -1,0 +1,177 @@
+"""Downloading one slice of a source, with img2dataset's Downloader.
+
+The Downloader gives threads and order of work; what it fetches with, how pictures are decoded and
+where they go is ours. Three of its habits are met here: it reports in the order of arrival, so
+rows are put back in the source's order; it loses a row on an unexpected exception, so a row that
+it never reported becomes `failed:internal`; it deletes its input file, so it gets one of its own.
+"""
+
+import io
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.accounting import Account
+from pipeline.captions import web_caption
+from pipeline.fetch import Fetcher, FetchFault
+from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
+from pipeline.schemas import KEPT, LEDGER, RAW
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What came of one slice of a source."""
+
+    raw: pa.Table
+    """`schemas.RAW`: the pictures that arrived, in the source's order."""
+    ledger: pa.Table
+    """`schemas.LEDGER`: every row of the slice."""
+    pictures: Account
+    captions: Account
+    """A caption is dropped with its picture, for its picture's reason."""
+
+
+def download(
+    slice_: pa.Table, first_row: int, fetch: Fetcher, config: PictureConfig, *, threads: int
+) -> Downloaded:
+    """Fetch, decode and reduce the pictures of one slice.
+
+    Args:
+        slice_: `schemas.SOURCE`.
+        first_row: number of the slice's first row in the source.
+        fetch: gets the bytes behind a location.
+        config: how pictures are stored.
+        threads: fetches at once.
+    """
+    arrived: dict[int, StoredPicture] = {}
+    outcomes = ["failed:internal"] * slice_.num_rows
+    _run_downloader(
+        slice_.column("url").to_pylist(), _guarded(fetch), config, threads, outcomes, arrived
+    )
+    captions = slice_.column("captions").to_pylist()
+    kept = [row for row, outcome in enumerate(outcomes) if outcome == KEPT]
+    return Downloaded(
+        raw=_raw_table(slice_.take(pa.array(kept, pa.int64())), [arrived[row] for row in kept]),
+        ledger=_ledger_table(slice_, first_row, outcomes),
+        pictures=Account.of(outcomes),
+        captions=Account.of(
+            outcome if outcome == KEPT else f"picture:{outcome}"
+            for outcome, texts in zip(outcomes, captions, strict=True)
+            for _ in texts
+        ),
+    )
+
+
+def _guarded(fetch: Fetcher) -> Any:
+    """`fetch` with the signature of img2dataset's `download_image`; it never raises."""
+
+    def download_image(
+        row: tuple[int, str], timeout: Any, user_agent_token: Any, disallowed: Any
+    ) -> tuple[int, io.BytesIO | None, str | None]:
+        key, location = row
+        try:
+            return key, io.BytesIO(fetch(location)), None
+        except FetchFault as fault:
+            return key, None, str(fault)
+        except Exception:  # one odd row must not lose the shard: it is logged and counted
+            logger.exception("fetch failed location=%r", location)
+            return key, None, "failed:internal"
+
+    return download_image
+
+
+def _run_downloader(
+    locations: list[str],
+    download_image: Any,
+    config: PictureConfig,
+    threads: int,
+    outcomes: list[str],
+    arrived: dict[int, StoredPicture],
+) -> None:
+    """Drive one Downloader over `locations`; fills `outcomes` and `arrived` by row."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
+    from img2dataset import downloader  # takes seconds to import, so only where it is used
+
+    def resize(stream: io.BytesIO, _bbox: Any) -> tuple[Any, Any, Any, Any, Any, str | None]:
+        try:
+            picture = store(stream.getvalue(), config)
+        except PictureFault as fault:
+            return None, None, None, None, None, str(fault)
+        except Exception:  # as in `_guarded`
+            logger.exception("picture failed bytes=%d", len(stream.getvalue()))
+            return None, None, None, None, None, "failed:internal"
+        return picture, *picture.size_px, *picture.original_size_px, None
+
+    class Writer:
+        """Keeps what is reported, by the row's number; img2dataset makes one of it a shard."""
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def write(self, img: Any, key: str, caption: Any, meta: dict[str, Any]) -> None:
+            row = meta["row"]
+            if meta["status"] == "success":
+                arrived[row] = img
+                outcomes[row] = KEPT
+            else:
+                outcomes[row] = meta["error_message"]
+
+        def close(self) -> None:
+            pass
+
+    downloader.download_image = download_image
+    with tempfile.TemporaryDirectory() as scratch:
+        slice_file = Path(scratch, "slice.arrow")
+        table = pa.table({"url": pa.array(locations, pa.string()), "row": range(len(locations))})
+        with pa.ipc.new_file(slice_file, table.schema) as writer:
+            writer.write_table(table)
+        downloader.Downloader(
+            sample_writer_class=Writer,
+            resizer=resize,
+            thread_count=threads,
+            save_caption=False,
+            extract_exif=False,
+            output_folder=scratch,
+            column_list=["url", "row"],
+            timeout=0,  # this and the four below are the fetcher's business
+            number_sample_per_shard=max(1, len(locations)),
+            oom_shard_count=1,
+            compute_hash=None,
+            verify_hash_type=None,
+            encode_format="jpg",
+            retries=0,
+            user_agent_token=None,
+            disallowed_header_directives=None,
+        ).download_shard((0, str(slice_file)))
+
+
+def _raw_table(rows: pa.Table, pictures: list[StoredPicture]) -> pa.Table:
+    captions = [
+        [web_caption(text) for text in texts] for texts in rows.column("captions").to_pylist()
+    ]
+    return pa.table(
+        {
+            "uid": rows.column("uid"),
+            "url": rows.column("url"),
+            "picture": [picture.jpeg for picture in pictures],
+            "width_px": [picture.size_px[0] for picture in pictures],
+            "height_px": [picture.size_px[1] for picture in pictures],
+            "original_width_px": [picture.original_size_px[0] for picture in pictures],
+            "original_height_px": [picture.original_size_px[1] for picture in pictures],
+            "captions": captions,
+        },
+        schema=RAW,
+    )
+
+
+def _ledger_table(slice_: pa.Table, first_row: int, outcomes: list[str]) -> pa.Table:
+    rows = range(first_row, first_row + slice_.num_rows)
+    columns = {name: slice_.column(name) for name in slice_.schema.names}
+    return pa.table({**columns, "source_row": rows, "outcome": outcomes}, schema=LEDGER)

@@ -1,0 +1,179 @@
+"""Fetching: the one place where a picture's bytes enter a worker.
+
+Whatever must be checked about an address, a connection or a body is checked here.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    IncompleteRead,
+    LocationParseError,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    ResponseError,
+    SSLError,
+)
+
+from pipeline.errors import ConfigError
+
+_CHUNK_BYTES = 1 << 16
+_TRY_AGAIN = (429, 500, 502, 503, 504)
+
+
+class FetchFault(Exception):
+    """Why a picture did not arrive; its text is the outcome, as the ledger counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """How pictures are fetched."""
+
+    timeout_s: float = 10.0
+    """Longest wait for a connection or for the next bytes, in seconds."""
+
+    total_timeout_s: float = 60.0
+    """Longest time for the body of one answer, in seconds."""
+
+    max_download_bytes: int = 64 << 20
+    """Largest body read, in bytes."""
+
+    retries: int = 2
+    """Further tries after a fault that may pass (no connection, or status 429, 500, 502-504)."""
+
+    threads: int = 32
+    """Fetches at once in a worker."""
+
+    user_agent: str = "viaduct/0.1 (dataset ingestion)"
+    """How the fetch names itself to servers; add a way to reach you."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        if self.retries < 0:
+            raise ConfigError(f"retries: {self.retries} is negative")
+
+
+class Fetcher(Protocol):
+    """Gets the bytes behind a location. Used by many threads at once."""
+
+    def __call__(self, location: str) -> bytes:
+        """Raises FetchFault with the outcome."""
+        ...
+
+
+class HttpFetcher:
+    """Fetches http and https URLs over kept connections."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self._config = config
+        self._pool = urllib3.PoolManager(
+            num_pools=256,
+            maxsize=config.threads,
+            headers={"User-Agent": config.user_agent},
+            timeout=urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s),
+            retries=urllib3.Retry(
+                total=config.retries + 5,
+                connect=config.retries,
+                read=config.retries,
+                status=config.retries,
+                other=0,
+                redirect=5,
+                status_forcelist=_TRY_AGAIN,
+                backoff_factor=0.2,
+                backoff_jitter=0.2,
+                raise_on_status=False,
+            ),
+        )
+
+    def __call__(self, location: str) -> bytes:
+        _check_url(location)
+        try:
+            response = self._pool.request("GET", location, preload_content=False)
+            try:
+                if response.status != 200:
+                    raise FetchFault(f"failed:http_{response.status}")
+                return self._body(response)
+            finally:
+                response.release_conn()
+        except (HTTPError, OSError, ValueError) as error:
+            raise FetchFault(f"failed:{_fault_class(error)}") from None
+
+    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        deadline = time.monotonic() + self._config.total_timeout_s
+        body = bytearray()
+        for chunk in response.stream(_CHUNK_BYTES):
+            body += chunk
+            if len(body) > self._config.max_download_bytes:
+                response.close()
+                raise FetchFault("failed:too_large")
+            if time.monotonic() > deadline:
+                response.close()
+                raise FetchFault("failed:timeout")
+        return bytes(body)
+
+
+@dataclass(frozen=True)
+class FolderFetcher:
+    """Reads pictures from below a folder and from nowhere else."""
+
+    folder: Path
+    max_bytes: int
+
+    def __call__(self, location: str) -> bytes:
+        relative = PurePosixPath(location)
+        if not location or relative.is_absolute() or ".." in relative.parts:
+            raise FetchFault("failed:bad_path")
+        path = self.folder / relative
+        try:
+            if path.stat().st_size > self.max_bytes:
+                raise FetchFault("failed:too_large")
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise FetchFault("failed:missing_file") from None
+        except (OSError, ValueError):
+            raise FetchFault("failed:unreadable_file") from None
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url.strip())
+        complete = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        complete = False
+    if not complete:
+        raise FetchFault("failed:bad_url")
+    if parts.scheme.lower() not in ("http", "https"):
+        raise FetchFault("failed:bad_scheme")
+
+
+def _fault_class(error: BaseException) -> str:
+    """One word for what went wrong, whatever urllib3 wrapped it in."""
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        return _fault_class(error.reason)
+    for kinds, word in _FAULT_CLASSES:
+        if isinstance(error, kinds):
+            return word
+    return "connection"
+
+
+_FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
+    ((NameResolutionError,), "dns"),
+    ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
+    ((NewConnectionError, ConnectionRefusedError), "refused"),
+    ((SSLError,), "tls"),
+    ((IncompleteRead,), "truncated"),
+    ((ResponseError,), "redirects"),
+    ((LocationParseError, ValueError), "bad_url"),
+    ((ProtocolError, ConnectionError), "connection"),
+]

@@ -1,0 +1,165 @@
+"""Pictures: from the bytes that arrived to an upright, opaque sRGB JPEG of bounded size."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import ConfigError
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+class PictureFault(Exception):
+    """Why a picture cannot be used; its text is the reason, as the ledger counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """How pictures are stored."""
+
+    short_side_px: int = 256
+    """Shorter side of a stored picture at most, in pixels; the ratio is kept, nothing is
+    enlarged."""
+
+    jpeg_quality: int = 95
+    """Quality of the stored JPEG, 1 to 100."""
+
+    max_decoded_px: int = 100_000_000
+    """Largest picture decoded, in pixels (width times height), by its header."""
+
+    max_stored_bytes: int = 4 << 20
+    """Largest stored picture, in bytes; bounds the size of a shard."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"jpeg_quality: {self.jpeg_quality} is not between 1 and 100")
+        for name in ("short_side_px", "max_decoded_px", "max_stored_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture as it is stored."""
+
+    jpeg: bytes
+    size_px: tuple[int, int]
+    """Width and height."""
+    original_size_px: tuple[int, int]
+    """Width and height upright, as it arrived."""
+
+
+def store(data: bytes, config: PictureConfig) -> StoredPicture:
+    """Decode a picture and make it what datasets hold.
+
+    Args:
+        data: the bytes of a picture file.
+        config: see there.
+
+    Raises:
+        PictureFault: `failed:not_a_picture`, `failed:truncated`, `failed:decode`,
+            `dropped:too_many_pixels` or `dropped:too_large_stored`.
+    """
+    picture = _decode(data, config.max_decoded_px)
+    original = picture.size
+    picture = _reduced(picture, config.short_side_px)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=config.jpeg_quality)
+    if buffer.tell() > config.max_stored_bytes:
+        raise PictureFault("dropped:too_large_stored")
+    return StoredPicture(buffer.getvalue(), picture.size, original)
+
+
+def decode_stored(jpeg: bytes) -> Image.Image:
+    """A stored picture as RGB.
+
+    Raises:
+        OSError: it cannot be decoded, which a stored picture always can.
+    """
+    return Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")
+
+
+def pixel_digest(picture: Image.Image) -> bytes:
+    """The first 16 bytes of SHA-256 over width, height (32 bits each) and the RGB pixels."""
+    sha = hashlib.sha256(np.array(picture.size, dtype="<u4").tobytes())
+    sha.update(np.asarray(picture))
+    return sha.digest()[:16]
+
+
+def _decode(data: bytes, max_px: int) -> Image.Image:
+    """An upright, opaque sRGB picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if picture.width * picture.height > max_px:
+                raise PictureFault("dropped:too_many_pixels")
+            picture.load()
+            return _opaque(_to_srgb(ImageOps.exif_transpose(picture)))
+    except UnidentifiedImageError:
+        raise PictureFault("failed:not_a_picture") from None
+    except Image.DecompressionBombError:
+        raise PictureFault("dropped:too_many_pixels") from None
+    except (OSError, EOFError) as error:
+        kind = "truncated" if "truncated" in str(error).lower() else "decode"
+        raise PictureFault(f"failed:{kind}") from None
+    except (ValueError, SyntaxError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+        # What Pillow's decoders raise on damaged files.
+        raise PictureFault("failed:decode") from None
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """RGB or RGBA in sRGB, from any mode that Pillow decodes."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _eight_bits(picture)
+    transparent = picture.has_transparency_data
+    profile = picture.info.get("icc_profile")
+    if picture.mode in ("P", "PA", "LA", "La", "RGBa", "1"):
+        picture = picture.convert("RGBA" if transparent else "RGB")
+    if profile:
+        picture = _from_profile(picture, profile)
+    return picture.convert("RGBA" if transparent else "RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits as 8 bits; Pillow's own conversion clips instead of scaling."""
+    values = np.asarray(picture, dtype=np.float64)
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
+
+
+def _from_profile(picture: Image.Image, profile: bytes) -> Image.Image:
+    """Convert colours by an embedded ICC profile; a damaged or unfit one is passed over."""
+    alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+    colours = picture.convert("RGB") if alpha else picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(colours, source, _SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return picture
+    if converted is None:
+        return picture
+    if alpha:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """RGB, composited on white where it was transparent."""
+    if picture.mode != "RGBA":
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _reduced(picture: Image.Image, short_side_px: int) -> Image.Image:
+    scale = short_side_px / min(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)

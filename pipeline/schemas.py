@@ -1,0 +1,98 @@
+"""The kinds of dataset and their Arrow schemas; docs/data-format.md tells them to the world."""
+
+import pyarrow as pa
+
+UID = pa.binary(16)
+CAPTION = pa.struct([("text", pa.string()), ("source", pa.string()), ("status", pa.string())])
+KEPT = "kept"
+"""The status of a caption in use; any other is `rejected:<reason>`."""
+
+_PICTURE = [
+    ("uid", UID),
+    ("url", pa.string()),
+    ("picture", pa.large_binary()),
+    ("width_px", pa.int32()),
+    ("height_px", pa.int32()),
+    ("original_width_px", pa.int32()),
+    ("original_height_px", pa.int32()),
+    ("captions", pa.list_(CAPTION)),
+]
+
+SOURCE = pa.schema(
+    [
+        ("uid", UID),
+        ("url", pa.string()),
+        ("captions", pa.list_(pa.string())),
+    ]
+)
+"""What ingest cuts a source into before it fetches anything; gone once `raw` is published."""
+
+RAW = pa.schema(_PICTURE)
+"""Pictures that arrived."""
+
+LEDGER = pa.schema([*SOURCE, ("source_row", pa.int64()), ("outcome", pa.string())])
+"""Every row of the source with its outcome; beside each shard of `raw`."""
+
+HASHES = pa.schema(
+    [
+        ("uid", UID),
+        ("pixels", pa.binary(16)),
+        ("stored_bytes", pa.int64()),
+        ("original_pixels", pa.int64()),
+        ("num_captions", pa.int32()),
+    ]
+)
+"""What curate needs to know of each picture to plan; row i of shard k is that of its input."""
+
+PLAN = pa.schema(
+    [
+        ("uid", UID),
+        ("pixels", pa.binary(16)),
+        ("output_shard", pa.int32()),
+        ("output_row", pa.int32()),
+        ("input_shard", pa.int32()),
+        ("input_row", pa.int32()),
+        ("num_captions", pa.int32()),
+        ("outcome", pa.string()),
+    ]
+)
+"""Where each input row goes; sorted by output shard and row, the rows that go nowhere last."""
+
+PAIRS = pa.schema([*_PICTURE, ("split", pa.string())])
+
+ROWS_PER_BATCH = {
+    "source": 1024,
+    "raw": 64,
+    "ledger": 1024,
+    "hashes": 1024,
+    "plan": 65536,
+    "pairs": 64,
+    "features": 16,
+}
+"""Rows of each record batch but a shard's last, by kind: small where a row is large."""
+
+TOKEN_DTYPES = {"fp16": pa.float16(), "bf16": pa.uint16()}
+"""How image tokens are stored; bf16 as its bits."""
+
+
+def features_schema(num_tokens: int, width: int, dtype: str) -> pa.Schema:
+    """Schema of `features`: a picture's tokens as one fixed-shape tensor [P, C].
+
+    Args:
+        num_tokens: P, image tokens a picture.
+        width: C, values a token.
+        dtype: a key of TOKEN_DTYPES.
+    """
+    tokens = pa.fixed_shape_tensor(TOKEN_DTYPES[dtype], [num_tokens, width])
+    return pa.schema([("uid", UID), ("tokens", tokens)])
+
+
+def describe(schema: pa.Schema) -> dict[str, str]:
+    """Column names to type names, as they stand in dataset.json."""
+    return {field.name: _type_name(field.type) for field in schema}
+
+
+def _type_name(kind: pa.DataType) -> str:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return f"fixed_shape_tensor<{kind.value_type}>{list(kind.shape)}"
+    return str(kind)

@@ -1,0 +1,236 @@
+"""One shard: an Arrow IPC file and the JSON record that commits it.
+
+The record is written last and names the file, so a shard without a valid record does not exist.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.accounting import Account
+from pipeline.errors import DatasetError
+from pipeline.storage import Folder, TemporaryFile
+
+_COMMIT_LOCK = ".commit.lock"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a shard as its record tells it."""
+
+    file: str
+    """Name relative to the dataset's folder."""
+    rows: int
+    bytes: int
+    digest: str
+    """SHA-256 of the file, in hexadecimal, as `sha256sum` prints it."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "rows": self.rows, "bytes": self.bytes, "digest": self.digest}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "FileEntry":
+        return FileEntry(
+            str(value["file"]), int(value["rows"]), int(value["bytes"]), str(value["digest"])
+        )
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known of a committed shard; NNNNN.json holds it."""
+
+    number: int
+    entry: FileEntry
+    uid_digest: str
+    """SHA-256 of the uids in order: equal for datasets that lie side by side."""
+    pictures: Account
+    captions: Account | None = None
+    """None where the dataset holds no captions."""
+    attachments: Mapping[str, FileEntry] = field(default_factory=dict)
+    """Further files committed with the shard, by name (the ledger of `raw`)."""
+
+    @property
+    def files(self) -> list[FileEntry]:
+        return [self.entry, *self.attachments.values()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shard": self.number,
+            **self.entry.to_json(),
+            "uid_digest": self.uid_digest,
+            "pictures": self.pictures.to_json(),
+            "captions": self.captions.to_json() if self.captions else None,
+            "attachments": {name: e.to_json() for name, e in sorted(self.attachments.items())},
+        }
+
+    @staticmethod
+    def from_json(value: Any, name: str) -> "ShardRecord":
+        """Read a record.
+
+        Args:
+            value: the parsed JSON.
+            name: of its file, for the error.
+
+        Raises:
+            DatasetError: a field is missing or wrong, or an account does not add up.
+        """
+        try:
+            captions = value["captions"]
+            record = ShardRecord(
+                number=int(value["shard"]),
+                entry=FileEntry.from_json(value),
+                uid_digest=str(value["uid_digest"]),
+                pictures=Account.from_json(value["pictures"]),
+                captions=None if captions is None else Account.from_json(captions),
+                attachments={
+                    key: FileEntry.from_json(entry) for key, entry in value["attachments"].items()
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DatasetError(f"{name}: field missing or wrong: {error}") from error
+        except DatasetError as error:
+            raise DatasetError(f"{name}: {error}") from error
+        if record.pictures.num_kept != record.entry.rows:
+            raise DatasetError(
+                f"{name}: pictures.kept={record.pictures.num_kept} but rows={record.entry.rows}"
+            )
+        return record
+
+
+def record_name(number: int) -> str:
+    return f"{number:05d}.json"
+
+
+def read_record(folder: Folder, number: int) -> ShardRecord | None:
+    """A shard's record, or None where it or one of its files is absent or has another size.
+
+    Raises:
+        DatasetError: the record itself is damaged.
+    """
+    name = record_name(number)
+    try:
+        value = folder.read_json(name)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{folder / name}: not JSON: {error}") from error
+    if value is None:
+        return None
+    record = ShardRecord.from_json(value, f"{folder}/{name}")
+    complete = all(folder.size(entry.file) == entry.bytes for entry in record.files)
+    return record if complete else None
+
+
+class ShardWriter:
+    """Writes one IPC file with a fixed number of rows in each record batch but the last."""
+
+    def __init__(self, file: TemporaryFile, schema: pa.Schema, rows_per_batch: int) -> None:
+        self.file = file
+        self.schema = schema
+        self.rows_per_batch = rows_per_batch
+        self.rows = 0
+        self._uids = hashlib.sha256()
+        self._pending = schema.empty_table()
+        self._writer = pa.ipc.new_file(file.stream, schema)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; `table` must have the shard's schema."""
+        if not table.schema.equals(self.schema):
+            raise DatasetError(f"rows of another schema: {table.schema.names}")
+        self.rows += table.num_rows
+        for uid in table.column("uid").to_pylist():
+            self._uids.update(uid)
+        self._pending = pa.concat_tables([self._pending, table])
+        while self._pending.num_rows >= self.rows_per_batch:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is pending and the footer; nothing can be written after it."""
+        if self._pending.num_rows:
+            self._flush()
+        self._writer.close()
+
+    def entry(self, file: str) -> FileEntry:
+        """What the record says of the closed file."""
+        return FileEntry(file, self.rows, self.file.stream.bytes, self.file.digest)
+
+    @property
+    def uid_digest(self) -> str:
+        return self._uids.hexdigest()
+
+    def _flush(self) -> None:
+        batch = self._pending.slice(0, self.rows_per_batch).combine_chunks().to_batches()[0]
+        self._writer.write_batch(batch)
+        self._pending = self._pending.slice(self.rows_per_batch)
+
+
+class ShardDraft:
+    """A shard on its way: write its rows, attach further tables, then commit it as a whole."""
+
+    def __init__(self, folder: Folder, number: int, stack: contextlib.ExitStack) -> None:
+        self.folder = folder
+        self.number = number
+        self._stack = stack
+        self._writers: dict[str, ShardWriter] = {}
+
+    def open(self, schema: pa.Schema, rows_per_batch: int, *, attachment: str = "") -> ShardWriter:
+        """Begin the shard's own file, and then those of attachments, in subfolders so named."""
+        home = self.folder / attachment if attachment else self.folder
+        file = self._stack.enter_context(home.temporary())
+        self._writers[attachment] = writer = ShardWriter(file, schema, rows_per_batch)
+        return writer
+
+    def commit(self, *, pictures: Account, captions: Account | None = None) -> ShardRecord:
+        """Publish the files, then the record.
+
+        Where another attempt has committed this shard already, that one stands.
+
+        Raises:
+            DatasetError: the other attempt wrote something else, or an account does not add up.
+            ConfigError: the disk is full.
+        """
+        entries = {name: self._closed(name, writer) for name, writer in self._writers.items()}
+        record = ShardRecord(
+            number=self.number,
+            entry=entries.pop(""),
+            uid_digest=self._writers[""].uid_digest,
+            pictures=pictures,
+            captions=captions,
+            attachments=entries,
+        )
+        # What cannot be read back is never written.
+        ShardRecord.from_json(record.to_json(), record_name(self.number))
+        with self.folder.locked(_COMMIT_LOCK):
+            earlier = read_record(self.folder, self.number)
+            if earlier is not None:
+                return _agreed(self.folder, earlier, record)
+            for writer, entry in zip(self._writers.values(), record.files, strict=True):
+                writer.file.publish(entry.file.rpartition("/")[2])
+            self.folder.publish_json(record_name(self.number), record.to_json())
+        return record
+
+    def _closed(self, attachment: str, writer: ShardWriter) -> FileEntry:
+        writer.close()
+        name = f"{self.number:05d}.arrow"
+        if not self.folder.is_local:  # the digest in the name: no attempt overwrites another's
+            name = f"{self.number:05d}-{writer.file.digest[:16]}.arrow"
+        return writer.entry(f"{attachment}/{name}" if attachment else name)
+
+
+@contextlib.contextmanager
+def new_shard(folder: Folder, number: int) -> Iterator[ShardDraft]:
+    """A shard to write and commit; whatever is not committed at the end vanishes."""
+    with contextlib.ExitStack() as stack:
+        yield ShardDraft(folder, number, stack)
+
+
+def _agreed(folder: Folder, earlier: ShardRecord, later: ShardRecord) -> ShardRecord:
+    if earlier.to_json() != later.to_json():
+        raise DatasetError(
+            f"{folder}/{record_name(later.number)}: two attempts at this shard disagree: "
+            f"digest {earlier.entry.digest[:16]} is committed, {later.entry.digest[:16]} came now"
+        )
+    return earlier

@@ -1,0 +1,253 @@
+"""Folders of a dataset, on a local disk or an object store, and how a file is published in them.
+
+Local files appear by rename, objects by one finished upload: nobody ever sees half a file.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pipeline.errors import ConfigError
+
+TEMPORARY = ".tmp-"
+"""How the names of unfinished local files begin; `Folder.sweep` removes them."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on one of pyarrow's filesystems; it need not exist yet."""
+
+    fs: pafs.FileSystem
+    path: str
+    """Path within `fs`, absolute, without a trailing slash."""
+
+    @staticmethod
+    def at(location: str | os.PathLike[str]) -> "Folder":
+        """Make a folder of a local path or a URI (`s3://`, `gs://`, `file://`).
+
+        Raises:
+            ConfigError: the URI names no filesystem that pyarrow knows.
+        """
+        text = os.fspath(location)
+        if "://" not in text:
+            return Folder(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            fs, path = pafs.FileSystem.from_uri(text)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{text}: cannot be opened: {error}") from error
+        return Folder(fs, path.rstrip("/"))
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.fs.type_name}://{self.path}"
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(self.fs, f"{self.path}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None if there is no such file."""
+        info = self.fs.get_file_info(f"{self.path}/{name}")
+        return info.size if info.type == pafs.FileType.File else None
+
+    def exists(self) -> bool:
+        return self.fs.get_file_info(self.path).type == pafs.FileType.Directory
+
+    def files(self) -> list[str]:
+        """Names of the files directly in the folder, sorted; none if there is no folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        infos = self.fs.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+
+    def create(self) -> None:
+        """Create the folder and its parents, unless they are there."""
+        with _clear_errors(self):
+            self.fs.create_dir(self.path, recursive=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+        if self.exists():
+            self.fs.delete_dir(self.path)
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.size(name) is not None:
+            self.fs.delete_file(f"{self.path}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """The whole of a file."""
+        with self.fs.open_input_file(f"{self.path}/{name}") as file:
+            return file.read()
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's content, or None if there is no such file."""
+        if self.size(name) is None:
+            return None
+        return json.loads(self.read(name))
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Write a small file whole, in place of any that was there."""
+        if self.is_local:
+            with self.temporary() as file:
+                file.stream.write(content)
+                file.publish(name)
+            return
+        with _clear_errors(self), self.fs.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(content)
+
+    def publish_json(self, name: str, content: Any) -> None:
+        self.publish(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def open_arrow(self, name: str) -> pa.ipc.RecordBatchFileReader:
+        """Open an IPC file: memory-mapped where it is local, through the filesystem elsewhere."""
+        path = f"{self.path}/{name}"
+        source = pa.memory_map(path) if self.is_local else self.fs.open_input_file(path)
+        return pa.ipc.open_file(source)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file's bytes, in hexadecimal."""
+        sha = hashlib.sha256()
+        with self.fs.open_input_stream(f"{self.path}/{name}") as stream:
+            while chunk := stream.read(1 << 20):
+                sha.update(chunk)
+        return sha.hexdigest()
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator["TemporaryFile"]:
+        """A file to write; it vanishes at the end unless it was published.
+
+        It lies in the folder itself where that is local, so that publishing is a rename.
+
+        Raises:
+            ConfigError: the disk is full, or the folder cannot be written.
+        """
+        with _clear_errors(self):
+            home = self.path if self.is_local else tempfile.gettempdir()
+            if self.is_local:
+                self.create()
+            path = f"{home}/{TEMPORARY}{uuid.uuid4().hex}"
+            try:
+                with open(path, "wb") as raw:
+                    yield TemporaryFile(self, path, _Hashed(raw))
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def sweep(self) -> None:
+        """Remove what killed attempts left here and below; only while no other job writes here."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        for info in self.fs.get_file_info(selector):
+            if info.base_name.startswith(TEMPORARY):
+                self.fs.delete_file(info.path)
+
+    @contextlib.contextmanager
+    def locked(self, name: str, *, refuse: str | None = None) -> Iterator[None]:
+        """Hold a lock that the operating system frees when its holder dies; local folders only.
+
+        Args:
+            name: of the lock file.
+            refuse: what to say if somebody else holds it; None waits instead.
+
+        Raises:
+            ConfigError: somebody holds the lock and `refuse` is given; their process is named.
+        """
+        if not self.is_local:
+            yield
+            return
+        import fcntl
+
+        self.create()
+        with open(f"{self.path}/{name}", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refuse else 0))
+            except BlockingIOError:
+                file.seek(0)
+                raise ConfigError(f"{self}: {refuse} ({file.read().strip()})") from None
+            if refuse:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            yield
+
+
+class _Hashed(io.RawIOBase):
+    """Passes bytes on to a file and keeps their count and SHA-256."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+        self.sha = hashlib.sha256()
+        self.bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.raw.write(view)
+        self.sha.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+
+@dataclass(frozen=True)
+class TemporaryFile:
+    """A file being written: `stream` takes its bytes, `publish` makes it visible."""
+
+    folder: Folder
+    path: str
+    stream: _Hashed
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written so far, in hexadecimal."""
+        return self.stream.sha.hexdigest()
+
+    def sync(self) -> None:
+        """Have the bytes on the disk before anything names them."""
+        self.stream.raw.flush()
+        os.fsync(self.stream.raw.fileno())
+
+    def publish(self, name: str) -> None:
+        """Give the file its name: a rename where the folder is local, else one upload."""
+        self.sync()
+        if self.folder.is_local:
+            os.replace(self.path, f"{self.folder.path}/{name}")
+        else:
+            target = f"{self.folder.path}/{name}"
+            pafs.copy_files(self.path, target, destination_filesystem=self.folder.fs)
+
+
+@contextlib.contextmanager
+def _clear_errors(folder: Folder) -> Iterator[None]:
+    """Turn what only the user can mend (a full disk, no permission) into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(f"{folder}: the disk is full; what was committed stays") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise
