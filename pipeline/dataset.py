@@ -94,7 +94,7 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(f"{name}: field missing or wrong: {error}") from error
-        if manifest.digest != value["digest"]:
+        if manifest.digest != value.get("digest"):
             raise DatasetError(f"{name}: its digest is not that of its content")
         return manifest
 

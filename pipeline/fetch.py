@@ -148,13 +148,14 @@ class FolderFetcher:
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url.strip())
-        complete = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        scheme = parts.scheme.lower()
+        complete = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        complete = False
-    if not complete:
-        raise FetchFault("failed:bad_url")
-    if parts.scheme.lower() not in ("http", "https"):
+        raise FetchFault("failed:bad_url") from None
+    if scheme and scheme not in ("http", "https"):
         raise FetchFault("failed:bad_scheme")
+    if not scheme or not complete:
+        raise FetchFault("failed:bad_url")
 
 
 def _fault_class(error: BaseException) -> str:

@@ -67,7 +67,9 @@ def store(data: bytes, config: PictureConfig) -> StoredPicture:
     """
     picture = _decode(data, config.max_decoded_px)
     original = picture.size
-    picture = _reduced(picture, config.short_side_px)
+    # Reduced before it is composited: Pillow resizes premultiplied, so the result is the same,
+    # at a third of the memory for a large transparent picture.
+    picture = _opaque(_reduced(picture, config.short_side_px))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.jpeg_quality)
     if buffer.tell() > config.max_stored_bytes:
@@ -92,7 +94,7 @@ def pixel_digest(picture: Image.Image) -> bytes:
 
 
 def _decode(data: bytes, max_px: int) -> Image.Image:
-    """An upright, opaque sRGB picture."""
+    """An upright picture in sRGB, RGB or RGBA."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
@@ -100,7 +102,7 @@ def _decode(data: bytes, max_px: int) -> Image.Image:
             if picture.width * picture.height > max_px:
                 raise PictureFault("dropped:too_many_pixels")
             picture.load()
-            return _opaque(_to_srgb(ImageOps.exif_transpose(picture)))
+            return _to_srgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError:
         raise PictureFault("failed:not_a_picture") from None
     except Image.DecompressionBombError:
@@ -128,7 +130,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits as 8 bits; Pillow's own conversion clips instead of scaling."""
-    values = np.asarray(picture, dtype=np.float64)
+    values = np.asarray(picture, dtype=np.float32)
     top = 65535.0 if values.max(initial=0) > 255 else 255.0
     return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
 

@@ -162,8 +162,11 @@ class ShardWriter:
         return self._uids.hexdigest()
 
     def _flush(self) -> None:
-        batch = self._pending.slice(0, self.rows_per_batch).combine_chunks().to_batches()[0]
-        self._writer.write_batch(batch)
+        rows = self._pending.slice(0, self.rows_per_batch)
+        # Taking the rows lays them out anew. A slice would write what lies around and under it
+        # (the text before it, the value of a null), and equal rows would not be equal bytes.
+        rows = rows.take(pa.array(range(rows.num_rows), pa.int64())).combine_chunks()
+        self._writer.write_batch(rows.to_batches()[0])
         self._pending = self._pending.slice(self.rows_per_batch)
 
 

@@ -1,0 +1,255 @@
+"""Ingest, curate and features one after the other, as a user runs them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from pipeline.accounting import Account
+from pipeline.dataset import Dataset, check_side_by_side
+from pipeline.tombstones import add_tombstones
+from pipeline.verify import verify
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+VIT = ["--encoder", "timm:vit_tiny_patch16_224", "--weights", "random", "--batch-size", "4"]
+CNN = ["--encoder", "offline:efficientnet_lite0", "--batch-size", "4"]
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, ray_session, draw_folder):
+    """Thirty pictures, four of them duplicates, through ingest and curate, in three shards."""
+    home = tmp_path_factory.mktemp("made")
+    draw_folder(home / "source", 30)
+    run("ingest", home / "source", "--out", home / "raw", "--shard-rows", 8)
+    run("curate", home / "raw", "--out", home / "pairs", "--shard-rows", 10)
+    return home
+
+
+@pytest.fixture
+def pairs(tmp_path, made) -> Dataset:
+    """A copy of these pairs for one test, with the raw that they were made of."""
+    for name in ("raw", "pairs"):
+        shutil.copytree(made / name, tmp_path / name)
+    return Dataset.open(str(tmp_path / "pairs"))
+
+
+def test_every_row_of_a_url_table_is_in_the_ledger(tmp_path, make_folder, serve):
+    folder = make_folder(20)
+    (folder / "images" / "0003.png").unlink()
+    (folder / "images" / "0004.png").write_text("<html>not here</html>")
+    whole = (folder / "images" / "0005.png").read_bytes()
+    (folder / "images" / "0005.png").write_bytes(whole[: len(whole) // 2])
+    address = serve(folder)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    table = tmp_path / "urls.jsonl"
+    lines = [{"url": f"{address}/{r['file']}", "captions": r["captions"]} for r in rows]
+    lines.append({"url": "file:///etc/passwd", "captions": ["secret"]})
+    lines.append({"url": None, "captions": None})
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    run("ingest", table, "--out", tmp_path / "raw", "--shard-rows", 8)
+
+    raw = Dataset.open(str(tmp_path / "raw"), "raw")
+    expected = {
+        "failed:bad_scheme": 1,
+        "failed:bad_url": 1,
+        "failed:http_404": 1,
+        "failed:not_a_picture": 1,
+        "failed:truncated": 1,
+    }
+    assert raw.manifest.pictures == Account(22, 17, expected)
+    num_captions = sum(len(line["captions"] or []) for line in lines)
+    assert raw.manifest.captions.num_in == num_captions
+    in_raw = sum(len(row["captions"]) for s in raw.shards() for row in s.table.to_pylist())
+    assert raw.manifest.captions.num_kept == in_raw
+    ledger = [row for n in raw.records for row in raw.attachment(n, "ledger").to_pylist()]
+    assert [row["source_row"] for row in ledger] == list(range(22))
+    assert [row["url"] for row in ledger] == [line["url"] or "" for line in lines]
+    assert ledger[4]["outcome"] == "failed:not_a_picture"
+    assert ledger[20]["outcome"] == "failed:bad_scheme"
+    kept = [row["uid"] for row in ledger if row["outcome"] == "kept"]
+    arrived = [uid for shard in raw.shards() for uid in shard.table.column("uid").to_pylist()]
+    assert arrived == kept
+    assert list(verify(raw)) == []
+    assert not (tmp_path / "raw" / ".work").exists()
+
+
+def test_equal_pictures_are_united_with_their_captions_and_shards_are_even(pairs):
+    assert pairs.manifest.pictures == Account(30, 26, {"duplicate": 4})
+    assert [record.entry.rows for record in pairs.manifest.records] == [8, 9, 9]
+    assert list(verify(pairs)) == []
+    rows = [row for shard in pairs.shards() for row in shard.table.to_pylist()]
+    by_url = {row["url"]: row for row in rows}
+    assert "images/0006.png" not in by_url
+    # Picture 13 is picture 12 again; 12 has no caption, and 13 one of its own.
+    texts = [(c["text"], c["status"]) for c in by_url["images/0012.png"]["captions"]]
+    assert texts == [("picture number 13", "kept")]
+    texts = [(c["text"], c["status"]) for c in by_url["images/0003.png"]["captions"]]
+    assert texts == [
+        ("picture number 3", "kept"),
+        ("picture of 3", "kept"),
+        ("", "rejected:empty"),
+    ]
+    assert {row["split"] for row in rows} <= {"train", "validation", "test"}
+
+
+def test_curate_takes_several_raws_and_the_first_keeps_a_uid(tmp_path, make_folder):
+    a, b = make_folder(6, "a"), make_folder(5, "b")
+    # The same path in both, but another picture.
+    (b / "images" / "0002.png").write_bytes((a / "images" / "0005.png").read_bytes())
+    run("ingest", a, "--out", tmp_path / "raw-a")
+    run("ingest", b, "--out", tmp_path / "raw-b")
+    run("curate", tmp_path / "raw-a", tmp_path / "raw-b", "--out", tmp_path / "pairs")
+    pairs = Dataset.open(str(tmp_path / "pairs"))
+    assert pairs.manifest.pictures == Account(11, 6, {"duplicate": 4, "uid_taken": 1})
+    assert pairs.manifest.captions.dropped["picture:uid_taken"] == 2
+    assert list(verify(pairs)) == []
+
+
+def test_what_was_taken_down_from_raw_does_not_reach_pairs(tmp_path, make_folder):
+    run("ingest", make_folder(5), "--out", tmp_path / "raw")
+    raw = Dataset.open(str(tmp_path / "raw"))
+    uid = raw.shard(0).table.column("uid")[2].as_py()
+    add_tombstones(raw.folder, [uid])
+    run("curate", tmp_path / "raw", "--out", tmp_path / "pairs")
+    pairs = Dataset.open(str(tmp_path / "pairs"))
+    assert pairs.manifest.pictures == Account(5, 4, {"taken_down": 1})
+    assert uid not in pairs.shard(0).table.column("uid").to_pylist()
+
+
+@pytest.mark.parametrize(("encoder", "shape"), [(VIT, [197, 192]), (CNN, [49, 1280])])
+def test_features_lie_beside_pairs_and_do_not_depend_on_the_shards(tmp_path, pairs, encoder, shape):
+    run("features", tmp_path / "pairs", "--out", tmp_path / "features", *encoder)
+    features = Dataset.open(str(tmp_path / "features"), "features")
+    check_side_by_side(pairs, features)
+    assert list(verify(features)) == []
+    assert features.shard(0).table.schema.field("tokens").type.shape == shape
+    assert features.manifest.lineage.parents == (pairs.as_parent,)
+    assert features.manifest.lineage.frozen["encoder"]["num_tokens"] == shape[0]
+    tokens = features.shard(0).table.column("tokens").combine_chunks().to_numpy_ndarray()
+    assert np.isfinite(tokens.astype(np.float32)).all()
+    assert tokens.astype(np.float32).std() > 0.01
+
+    run("features", tmp_path / "pairs", "--out", tmp_path / "again", *encoder, "--workers", 1)
+    assert Dataset.open(str(tmp_path / "again")).digest == features.digest
+
+
+def test_bf16_features_are_the_fp16_ones_rounded_otherwise(tmp_path, pairs):
+    arrays = {}
+    for dtype in ("fp16", "bf16"):
+        run("features", tmp_path / "pairs", "--out", tmp_path / dtype, *VIT, "--dtype", dtype)
+        table = Dataset.open(str(tmp_path / dtype)).shard(0).table
+        arrays[dtype] = table.column("tokens").combine_chunks().to_numpy_ndarray()
+    as_fp32 = (arrays["bf16"].astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_allclose(as_fp32, arrays["fp16"].astype(np.float32), rtol=2**-7, atol=1e-3)
+
+
+def test_features_of_a_picture_taken_down_are_null_and_its_row_stays(tmp_path, pairs):
+    uid = pairs.shard(1).table.column("uid")[3].as_py()
+    add_tombstones(pairs.folder, [uid])
+    run("features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT)
+    features = Dataset.open(str(tmp_path / "features"))
+    check_side_by_side(pairs, features)
+    valid = features.shard(1).table.column("tokens").is_valid().to_pylist()
+    assert valid == [row != 3 for row in range(len(valid))]
+
+
+def test_the_same_command_again_finds_everything_done(tmp_path, make_folder):
+    folder = make_folder(10)
+    for _ in range(2):
+        run("ingest", folder, "--out", tmp_path / "raw", "--shard-rows", 4)
+        run("curate", tmp_path / "raw", "--out", tmp_path / "pairs")
+    runs = json.loads((tmp_path / "raw" / "run.json").read_text())["runs"]
+    assert len(runs) == 1
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path, make_folder, capsys):
+    folder = make_folder(10)
+    run("ingest", folder, "--out", tmp_path / "raw")
+    digest = Dataset.open(str(tmp_path / "raw")).digest
+    assert (
+        main(["ingest", str(folder), "--out", str(tmp_path / "raw"), "--short-side-px", "9"]) == 2
+    )
+    assert "config.short_side_px: 256 there, 9 now" in capsys.readouterr().err
+    assert Dataset.open(str(tmp_path / "raw")).digest == digest
+
+
+def test_a_changed_source_is_refused(tmp_path, make_folder, capsys):
+    folder = make_folder(10)
+    run("ingest", folder, "--out", tmp_path / "raw")
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write('{"file": "images/0000.png", "captions": []}\n')
+    assert main(["ingest", str(folder), "--out", str(tmp_path / "raw")]) == 2
+    assert "was begun otherwise (parents.0.digest" in capsys.readouterr().err
+
+
+def test_a_damaged_shard_is_named_and_the_rest_is_kept(tmp_path, pairs, capsys):
+    file = tmp_path / "pairs" / "00001.arrow"
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    command = ["features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT]
+    assert main([str(word) for word in command]) == 2
+    assert "00001.arrow: damaged" in capsys.readouterr().err
+    made = {path.name for path in (tmp_path / "features").glob("0*.arrow")}
+    assert made == {"00000.arrow", "00002.arrow"}
+
+    # Removed and rebuilt by its own job, then features goes on.
+    file.unlink()
+    run("curate", tmp_path / "raw", "--out", tmp_path / "pairs", "--shard-rows", 10)
+    run(*command)
+    assert Dataset.open(str(tmp_path / "features")).num_rows == 26
+
+
+def test_a_published_dataset_may_lack_what_was_set_aside(tmp_path, pairs):
+    (tmp_path / "pairs" / "00001.arrow").write_bytes(b"")
+    command = ["features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT]
+    run(*command, "--publish-incomplete")
+    features = Dataset.open(str(tmp_path / "features"))
+    assert list(features.records) == [0, 2]
+    assert features.manifest.pictures == Account(26, 17, {"set_aside": 9})
+
+
+def test_unknown_encoders_and_weights_are_one_line(tmp_path, pairs, capsys):
+    wrong = {
+        "timm has no 'vit_tiny_patch16_225'; did you mean": ["timm:vit_tiny_patch16_225"],
+        "is neither timm:NAME nor offline": ["magic"],
+        "is neither pretrained, random nor an existing": ["timm:resnet18", "--weights", "x.pth"],
+        "layer: -99, but the encoder has 12 blocks": [*VIT[1:], "--layer", "-99"],
+    }
+    for message, options in wrong.items():
+        command = ["features", tmp_path / "pairs", "--out", tmp_path / "f", "--encoder", *options]
+        assert main([str(word) for word in command]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
+
+
+def test_inspect_shows_verifies_and_writes_pictures_that_ingest_reads(tmp_path, pairs, capsys):
+    capsys.readouterr()
+    run("inspect", tmp_path / "pairs", "--verify")
+    text = capsys.readouterr().out
+    assert "duplicate        4" in text
+    assert pairs.digest in text
+    assert f"verified: {pairs.num_bytes:,} bytes in 3 shards" in text
+
+    run("inspect", tmp_path / "pairs", "--pictures", tmp_path / "look", "--num-pictures", 5)
+    assert len(list((tmp_path / "look").glob("*.jpg"))) == 5
+    run("ingest", tmp_path / "look", "--out", tmp_path / "raw-again")
+    assert Dataset.open(str(tmp_path / "raw-again")).num_rows == 5
+
+    capsys.readouterr()
+    run("inspect", tmp_path / "pairs", "--json")
+    assert json.loads(capsys.readouterr().out)["pictures"]["kept"] == 26
+
+
+def test_inspect_verify_names_a_damaged_shard(tmp_path, pairs, capsys):
+    (tmp_path / "pairs" / "00002.arrow").unlink()
+    assert main(["inspect", str(tmp_path / "pairs"), "--verify"]) == 2
+    assert "00002.arrow: is missing" in capsys.readouterr().err

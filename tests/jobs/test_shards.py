@@ -1,0 +1,152 @@
+"""The runner: every shard is made or set aside with a reason, whatever becomes of its worker."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from jobs.shards import PoolConfig, Task, run_shards
+from pipeline.accounting import Account
+from pipeline.errors import ConfigError, DatasetError, ViaductError
+from pipeline.shard import FileEntry, ShardRecord
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+POOL = PoolConfig(workers=2, cpus_per_worker=0.5, attempts=2)
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(number, 10) for number in range(count)]
+
+
+def worker(act):
+    """A worker that calls `act` with the shard's number and returns a record of it.
+
+    What a test defines within itself travels to the worker by value.
+    """
+
+    def make():
+        def work(task: Task) -> ShardRecord:
+            act(task.number)
+            entry = FileEntry(f"{task.number:05d}.arrow", task.rows, 1, "0" * 64)
+            return ShardRecord(task.number, entry, "0" * 64, Account.all_kept(task.rows))
+
+        return work
+
+    return make
+
+
+def test_all_shards_are_made_and_reported():
+    seen = []
+    outcome = run_shards(worker(lambda number: None), tasks(20), POOL, seen.append)
+    assert sorted(outcome.done) == list(range(20))
+    assert sorted(task.number for task in seen) == list(range(20))
+    assert all(record.number == number for number, record in outcome.done.items())
+    assert not outcome.set_aside
+    assert outcome.peak_rss_bytes > 1 << 20
+
+
+def test_no_shards_are_no_work():
+    assert run_shards(worker(lambda number: None), [], POOL).done == {}
+
+
+def test_a_shard_that_kills_its_worker_each_time_is_set_aside_and_the_rest_completes():
+    def act(number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    outcome = run_shards(worker(act), tasks(8), POOL)
+    assert sorted(outcome.done) == [0, 1, 2, 4, 5, 6, 7]
+    assert list(outcome.set_aside) == [3]
+    assert "worker died" in outcome.set_aside[3]
+    assert "2 attempts" in outcome.set_aside[3]
+    assert not outcome.damaged
+
+
+def test_a_worker_killed_once_costs_one_attempt(tmp_path):
+    def act(number):
+        marker = tmp_path / str(number)
+        if number == 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    outcome = run_shards(worker(act), tasks(5), POOL)
+    assert sorted(outcome.done) == list(range(5))
+    assert outcome.attempts == {2: 1}
+
+
+def test_a_hung_shard_is_set_aside_after_its_deadlines():
+    def act(number):
+        if number == 1:
+            time.sleep(600)
+
+    pool = PoolConfig(workers=2, cpus_per_worker=0.5, attempts=2, deadline_s=2)
+    begun = time.monotonic()
+    outcome = run_shards(worker(act), tasks(6), pool)
+    assert sorted(outcome.done) == [0, 2, 3, 4, 5]
+    assert outcome.set_aside == {1: "took longer than 2 s, 2 attempts"}
+    assert time.monotonic() - begun < 120
+
+
+def test_an_exception_is_tried_again_and_then_named(tmp_path):
+    def act(number):
+        marker = tmp_path / str(number)
+        if number == 0 or (number == 4 and not marker.exists()):
+            marker.touch()
+            raise ValueError(f"no luck with {number}")
+
+    outcome = run_shards(worker(act), tasks(6), POOL)
+    assert sorted(outcome.done) == [1, 2, 3, 4, 5]
+    assert outcome.set_aside == {0: "ValueError: no luck with 0, 2 attempts"}
+    assert outcome.attempts == {0: 2, 4: 1}
+
+
+def test_damaged_input_is_set_aside_at_once():
+    def act(number):
+        if number == 1:
+            raise DatasetError("00001.arrow: damaged")
+
+    outcome = run_shards(worker(act), tasks(3), POOL)
+    assert outcome.set_aside == {1: "00001.arrow: damaged"}
+    assert outcome.damaged
+    assert not outcome.attempts
+
+
+def test_what_the_user_must_mend_stops_the_run():
+    def act(number):
+        if number == 1:
+            raise ConfigError("the disk is full")
+
+    with pytest.raises(ConfigError, match="the disk is full"):
+        run_shards(worker(act), tasks(50), POOL)
+
+
+def test_workers_that_do_not_start_end_the_run():
+    def make():
+        raise RuntimeError("no such library")
+
+    with pytest.raises(ViaductError, match="workers do not start: RuntimeError: no such library"):
+        run_shards(make, tasks(3), POOL)
+
+
+def test_a_configuration_error_of_a_starting_worker_reaches_the_user():
+    def make():
+        raise ConfigError("encoder: unknown")
+
+    with pytest.raises(ConfigError, match="encoder: unknown"):
+        run_shards(make, tasks(3), POOL)
+
+
+def test_a_worker_too_large_for_the_cluster_is_an_error_and_no_wait():
+    with pytest.raises(ConfigError, match="cpus_per_worker: 64, but Ray has 2"):
+        run_shards(worker(lambda number: None), tasks(3), PoolConfig(cpus_per_worker=64))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attempts", 0), ("deadline_s", 0), ("workers", 0), ("cpus_per_worker", -1)],
+)
+def test_impossible_pools_are_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        PoolConfig(**{field: value})

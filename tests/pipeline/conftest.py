@@ -1,0 +1,68 @@
+"""Builders that several tests of pipeline/ share."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.accounting import Account
+from pipeline.dataset import Shard
+from pipeline.schemas import RAW
+from pipeline.shard import FileEntry, ShardRecord
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """A picture as the bytes of a file: `encode(picture, "PNG", **options)`."""
+
+    def encode(picture: Image.Image, file_format: str, **options) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, file_format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., Image.Image]:
+    """An RGB picture of seeded noise: `noise(seed, width=16, height=12)`."""
+
+    def noise(seed: int, width: int = 16, height: int = 12) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return noise
+
+
+@pytest.fixture(scope="session")
+def make_shard() -> Callable[..., Shard]:
+    """A shard of `raw` in memory: `make_shard(jpegs, down=rows, captions=lists)`.
+
+    The uid of row i is i, in 16 bytes. Originals are i + 10 pixels wide and 20 high.
+    """
+
+    def make_shard(jpegs, *, down=(), captions=None) -> Shard:
+        count = len(jpegs)
+        uids = [row.to_bytes(16, "big") for row in range(count)]
+        columns = {
+            "uid": uids,
+            "url": [f"http://a/{row}" for row in range(count)],
+            "picture": jpegs,
+            "width_px": [16] * count,
+            "height_px": [12] * count,
+            "original_width_px": [row + 10 for row in range(count)],
+            "original_height_px": [20] * count,
+            "captions": captions or [[]] * count,
+        }
+        record = ShardRecord(
+            number=0,
+            entry=FileEntry("00000.arrow", count, 0, ""),
+            uid_digest="",
+            pictures=Account.all_kept(count),
+        )
+        return Shard(record, pa.table(columns, schema=RAW), frozenset(uids[row] for row in down))
+
+    return make_shard

@@ -1,0 +1,263 @@
+"""The plan is what a plain loop over rows and dicts would make of the hashes."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.accounting import Account
+from pipeline.errors import ConfigError
+from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
+from pipeline.schemas import HASHES, KEPT, PLAN
+
+steady = settings(max_examples=300, deadline=None, derandomize=True)
+
+
+def name(letter: str | None) -> bytes | None:
+    return letter and letter.encode() * 16
+
+
+def row(uid: str, pixels: str | None, *, size=1, original=1, captions=1) -> dict:
+    return {
+        "uid": name(uid),
+        "pixels": name(pixels),
+        "stored_bytes": size,
+        "original_pixels": original,
+        "num_captions": captions,
+    }
+
+
+def plan_of(rows: list[dict], config: PlanConfig | None = None, shards=None) -> pa.Table:
+    """A plan; without `shards` all rows are of input shard 0."""
+    hashes = pa.Table.from_pylist(rows, schema=HASHES)
+    shards = np.zeros(len(rows), int) if shards is None else np.array(shards, int)
+    plan = make_plan(hashes, shards, config or PlanConfig())
+    assert plan.schema.equals(PLAN)
+    return plan
+
+
+def outcomes_by_input(plan: pa.Table) -> list[str]:
+    order = sorted(plan.to_pylist(), key=lambda r: (r["input_shard"], r["input_row"]))
+    return [r["outcome"] for r in order]
+
+
+def slow_outcomes(rows: list[dict]) -> tuple[list[str], dict[bytes, int]]:
+    """The outcome of each row, and for each picture the row that is kept."""
+    first_of_uid: dict[bytes, bytes] = {}
+    for r in rows:
+        if r["pixels"] is not None:
+            first_of_uid.setdefault(r["uid"], r["pixels"])
+    outcomes = []
+    for r in rows:
+        if r["pixels"] is None:
+            outcomes.append("taken_down")
+        elif first_of_uid[r["uid"]] != r["pixels"]:
+            outcomes.append("uid_taken")
+        else:
+            outcomes.append("duplicate")
+    best: dict[bytes, int] = {}
+    for number, r in enumerate(rows):
+        if outcomes[number] != "duplicate":
+            continue
+        held = best.get(r["pixels"])
+        if held is None or r["original_pixels"] > rows[held]["original_pixels"]:
+            best[r["pixels"]] = number
+    for number in best.values():
+        outcomes[number] = KEPT
+    return outcomes, best
+
+
+def slow_shards(sizes: list[int], config: PlanConfig) -> list[tuple[int, int]]:
+    """Shard and row of each kept picture: the fewest even shards that respect both bounds."""
+    total = len(sizes)
+    for count in range(1, total + 1):
+        starts = [number * total // count for number in range(count)] + [total]
+        shards = [range(starts[n], starts[n + 1]) for n in range(count)]
+        if all(
+            len(rows) <= config.shard_rows and sum(sizes[r] for r in rows) <= config.shard_bytes
+            for rows in shards
+        ):
+            return [(n, r - rows[0]) for n, rows in enumerate(shards) for r in rows]
+    assert not sizes
+    return []
+
+
+def slow_plan(rows: list[dict], shards: list[int], config: PlanConfig) -> list[dict]:
+    outcomes, best = slow_outcomes(rows)
+    kept = [number for number, outcome in enumerate(outcomes) if outcome == KEPT]
+    places = slow_shards([rows[number]["stored_bytes"] for number in kept], config)
+    order: list[tuple[int, tuple[int | None, int | None]]] = []
+    for number, place in zip(kept, places, strict=True):
+        order.append((number, place))
+        for other, outcome in enumerate(outcomes):
+            if outcome == "duplicate" and best[rows[other]["pixels"]] == number:
+                order.append((other, place))
+    for number, outcome in enumerate(outcomes):
+        if outcome in ("taken_down", "uid_taken"):
+            order.append((number, (None, None)))
+    return [
+        {
+            "uid": rows[number]["uid"],
+            "pixels": rows[number]["pixels"],
+            "output_shard": shard,
+            "output_row": row_in_shard,
+            "input_shard": shards[number],
+            "input_row": number - shards.index(shards[number]),
+            "num_captions": rows[number]["num_captions"],
+            "outcome": outcomes[number],
+        }
+        for number, (shard, row_in_shard) in order
+    ]
+
+
+HASH_ROWS = st.lists(
+    st.builds(
+        row,
+        st.sampled_from("abcdef"),
+        st.none() | st.sampled_from("uvwxyz"),
+        size=st.integers(0, 9),
+        original=st.integers(1, 3),
+        captions=st.integers(0, 3),
+    ),
+    max_size=14,
+)
+
+
+@steady
+@given(
+    rows=HASH_ROWS,
+    steps=st.lists(st.integers(0, 2), min_size=14, max_size=14),
+    config=st.builds(PlanConfig, shard_rows=st.integers(1, 6), shard_bytes=st.integers(9, 30)),
+)
+def test_a_plan_is_what_a_plain_loop_makes(rows, steps, config):
+    shards = [sum(steps[: number + 1]) for number in range(len(rows))]  # ascending, with gaps
+    assert plan_of(rows, config, shards).to_pylist() == slow_plan(rows, shards, config)
+
+
+@steady
+@given(rows=HASH_ROWS)
+def test_no_uid_and_no_picture_is_kept_twice(rows):
+    kept = [r for r in plan_of(rows).to_pylist() if r["outcome"] == KEPT]
+    assert len({r["uid"] for r in kept}) == len({r["pixels"] for r in kept}) == len(kept)
+
+
+def test_equal_pictures_are_united_and_the_largest_original_is_kept():
+    rows = [row("a", "x", original=4), row("b", "x", original=9), row("c", "x", original=9)]
+    plan = plan_of([*rows, row("d", "y")])
+    assert outcomes_by_input(plan) == ["duplicate", KEPT, "duplicate", KEPT]
+    assert plan.column("input_row").to_pylist() == [1, 0, 2, 3]  # the kept one first
+    assert plan.column("output_row").to_pylist() == [0, 0, 0, 1]
+
+
+def test_of_two_pictures_that_claim_one_uid_the_first_has_it():
+    rows = [row("a", "x"), row("a", "y"), row("b", "y"), row("a", "x", original=5)]
+    plan = plan_of(rows)
+    assert outcomes_by_input(plan) == ["duplicate", "uid_taken", KEPT, KEPT]
+    assert plan.to_pylist()[-1]["output_shard"] is None
+
+
+def test_a_picture_taken_down_claims_no_uid():
+    rows = [row("a", None), row("a", "x"), row("a", None)]
+    assert outcomes_by_input(plan_of(rows)) == ["taken_down", KEPT, "taken_down"]
+
+
+def test_no_input_is_an_empty_plan():
+    plan = plan_of([])
+    assert plan.num_rows == 0
+    assert left_out(plan) == (Account(0, 0), Account(0, 0))
+    assert rows_of_shard(plan, 0).num_rows == 0
+
+
+def test_nothing_but_pictures_taken_down_is_a_plan_without_shards():
+    plan = plan_of([row("a", None, captions=2), row("b", None, size=None, original=None)])
+    assert plan.column("output_shard").null_count == 2
+    pictures, captions = left_out(plan)
+    assert pictures == Account(2, 0, {"taken_down": 2})
+    assert captions == Account(3, 0, {"picture:taken_down": 3})
+
+
+def many(sizes: list[int]) -> list[dict]:
+    return [
+        row("a", "a", size=size) | {"uid": n.to_bytes(16, "big"), "pixels": n.to_bytes(16, "big")}
+        for n, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "config"),
+    [
+        ([1] * 1000, {"shard_rows": 300}),
+        ([1] * 1000, {"shard_bytes": 7}),
+        (list(range(1, 701)), {"shard_bytes": 2000, "shard_rows": 64}),
+    ],
+)
+def test_shards_are_even_in_rows_and_respect_both_bounds(sizes, config):
+    config = PlanConfig(**config)
+    plan = plan_of(many(sizes), config)
+    shards = plan.column("output_shard").to_pylist()
+    assert shards == sorted(shards)
+    counts = Counter(shards)
+    assert sorted(counts) == list(range(len(counts)))
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert max(counts.values()) <= config.shard_rows
+    totals: Counter[int] = Counter()
+    for number, shard in enumerate(shards):
+        totals[shard] += sizes[number]
+    assert max(totals.values()) <= config.shard_bytes
+
+
+@pytest.mark.parametrize("sizes", [[1000], [1000, 1], [0, 1000, 1000], [250, 250]])
+def test_a_picture_over_the_bound_is_a_shard_of_its_own_and_shards_count_from_zero(sizes):
+    plan = plan_of(many(sizes), PlanConfig(shard_bytes=100))
+    shards = plan.column("output_shard").to_pylist()
+    assert sorted(set(shards)) == list(range(len(set(shards))))
+    for size, shard in zip(sizes, shards, strict=True):
+        assert size <= 100 or shards.count(shard) == 1
+
+
+def test_a_picture_over_the_bound_does_not_scatter_the_others():
+    plan = plan_of(many([1] * 300 + [1000] + [1] * 300), PlanConfig(shard_bytes=100))
+    shards = plan.column("output_shard").to_pylist()
+    assert shards.count(shards[300]) == 1
+    assert len(set(shards)) < 60  # 7 would do
+
+
+@steady
+@given(rows=HASH_ROWS)
+def test_the_rows_of_a_shard_are_those_that_a_scan_finds(rows):
+    plan = plan_of(rows, PlanConfig(shard_rows=2))
+    everything = plan.to_pylist()
+    for shard in range(-1, 9):
+        expected = [r for r in everything if r["output_shard"] == shard]
+        assert rows_of_shard(plan, shard).to_pylist() == expected
+
+
+@steady
+@given(rows=HASH_ROWS)
+def test_what_is_left_out_is_accounted_with_its_captions(rows):
+    plan = plan_of(rows, PlanConfig(shard_rows=2))
+    out = [r for r in plan.to_pylist() if r["output_shard"] is None]
+    pictures, captions = left_out(plan)
+    assert pictures == Account.of(r["outcome"] for r in out)
+    reasons = [f"picture:{r['outcome']}" for r in out for _ in range(r["num_captions"])]
+    assert Account.total([captions]) == Account.of(reasons)
+    assert pictures.num_kept == captions.num_kept == 0
+
+
+def test_the_plan_does_not_depend_on_how_the_hashes_are_chunked():
+    rows = [row(a, b, size=n) for n, (a, b) in enumerate(zip("abcab", "xyxzy", strict=True))]
+    shards = np.array([0, 0, 1, 1, 1])
+    whole = pa.Table.from_pylist(rows, schema=HASHES)
+    chunks = [HASHES.empty_table(), whole.slice(0, 2), whole.slice(2, 3)]
+    plan = make_plan(whole, shards, PlanConfig())
+    assert make_plan(pa.concat_tables(chunks), shards, PlanConfig()).equals(plan)
+
+
+@pytest.mark.parametrize("wrong", [{"shard_rows": 0}, {"shard_bytes": -1}])
+def test_a_configuration_that_makes_no_sense_is_refused_with_its_value(wrong):
+    key, value = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{key}: {value} is not positive"):
+        PlanConfig(**wrong)

@@ -1,0 +1,116 @@
+"""Folders: local paths and object stores behave alike, and files appear whole."""
+
+import os
+import subprocess
+import sys
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from pipeline.accounting import Account
+from pipeline.errors import ConfigError
+from pipeline.shard import new_shard, read_record
+from pipeline.storage import TEMPORARY, Folder
+
+
+@pytest.fixture(params=["local", "object store"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        return Folder.at(tmp_path / "data")
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+    memory.store.clear()
+    return Folder(pafs.PyFileSystem(pafs.FSSpecHandler(memory)), "/bucket/data")
+
+
+def test_a_file_is_published_read_replaced_and_removed(folder):
+    assert folder.size("a.json") is None
+    assert folder.read_json("a.json") is None
+    folder.create()
+    folder.publish_json("a.json", {"x": "\u00e4"})
+    assert folder.read_json("a.json") == {"x": "\u00e4"}
+    folder.publish("a.json", b"2")
+    assert folder.read("a.json") == b"2"
+    assert folder.files() == ["a.json"]
+    folder.remove_file("a.json")
+    assert folder.files() == []
+
+
+def test_a_shard_is_committed_and_read(folder):
+    schema = pa.schema([("uid", pa.binary(16))])
+    table = pa.table({"uid": [bytes([n]) * 16 for n in range(10)]}, schema=schema)
+    with new_shard(folder, 0) as shard:
+        shard.open(schema, 4).write(table)
+        record = shard.commit(pictures=Account.all_kept(10))
+    assert read_record(folder, 0) == record
+    assert folder.open_arrow(record.entry.file).read_all().equals(table)
+    assert folder.digest(record.entry.file) == record.entry.digest
+
+
+def test_on_an_object_store_the_name_holds_the_digest(folder):
+    schema = pa.schema([("uid", pa.binary(16))])
+    with new_shard(folder, 7) as shard:
+        shard.open(schema, 4)
+        record = shard.commit(pictures=Account.all_kept(0))
+    expected = "00007.arrow" if folder.is_local else f"00007-{record.entry.digest[:16]}.arrow"
+    assert record.entry.file == expected
+
+
+def test_a_local_shard_is_memory_mapped(tmp_path):
+    folder = Folder.at(tmp_path)
+    schema = pa.schema([("uid", pa.binary(16)), ("value", pa.large_binary())])
+    with new_shard(folder, 0) as shard:
+        value = pa.table({"uid": [b"u" * 16], "value": [os.urandom(8 << 20)]}, schema=schema)
+        shard.open(schema, 4).write(value)
+        shard.commit(pictures=Account.all_kept(1))
+    before = pa.total_allocated_bytes()
+    table = folder.open_arrow("00000.arrow").read_all()
+    assert len(table.column("value")[0].as_buffer()) == 8 << 20
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_a_sweep_removes_what_killed_attempts_left_and_nothing_else(tmp_path):
+    folder = Folder.at(tmp_path)
+    folder.publish("kept.json", b"1")
+    (tmp_path / "ledger").mkdir()
+    for path in (tmp_path / f"{TEMPORARY}1", tmp_path / "ledger" / f"{TEMPORARY}2"):
+        path.write_bytes(b"half")
+    folder.sweep()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
+        "kept.json",
+        "ledger",
+    ]
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(ConfigError, match="nosuch://bucket/x: cannot be opened"):
+        Folder.at("nosuch://bucket/x")
+
+
+def test_a_file_in_place_of_a_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Folder.at(tmp_path / "file").create()
+
+
+_HOLD = """
+import sys
+from pipeline.storage import Folder
+with Folder.at(sys.argv[1]).locked(".lock", refuse="another job is writing here"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_refuses_a_second_job_names_the_first_and_dies_with_it(tmp_path):
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"held\n"
+        refused = pytest.raises(ConfigError, match=rf"writing here \(process {first.pid} on ")
+        with refused, Folder.at(tmp_path).locked(".lock", refuse="another job is writing here"):
+            pass
+        first.kill()
+        first.wait()
+    with Folder.at(tmp_path).locked(".lock", refuse="another job is writing here"):
+        pass
