@@ -9,8 +9,8 @@ clipart  Open Clip Art Library: 8,121 drawings, many of them symbolic links to o
          and description come from their uploaders. Noisy.
 
 They are served on loopback HTTP and taken through `viaduct ingest`, `curate` and `features`.
-`--coco` adds a folder with pairs.jsonl, five captions a picture; `--vit` adds features of a ViT with
-random weights. A run that was stopped goes on. The last line is one JSON object.
+`--coco` adds a folder with pairs.jsonl, several captions a picture; `--vit` adds features of a ViT
+with random weights. A run that was stopped goes on. The last line is one JSON object.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`viaduct ingest`: fetch or read the pictures of a source into `raw`, with a ledger of all rows."""
+"""`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

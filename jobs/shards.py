@@ -8,15 +8,16 @@ Ray Data was the other candidate; docs/architecture.md says why it was not taken
 import contextlib
 import heapq
 import logging
+import random
 import resource
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.errors import ConfigError, DatasetError, ViaductError
 from pipeline.shard import ShardRecord
@@ -25,6 +26,13 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _BACKOFF_S = 1.0
+_LONGEST_BACKOFF_S = 60.0
+_IDLE_S = 0.5
+"""A worker idle for longer is asked whether it lives before it is trusted with a shard."""
+_DEATHS_AT_START = 20
+"""Workers in a row that may die while they start, out of memory or with their node."""
+_MEMORY_KILL_COST = 1 / 3
+"""Part of an attempt: Ray's memory monitor kills innocent workers beside the culprit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,9 @@ class Worker:
     def start(self, make_worker: MakeWorker) -> None:
         self._work = make_worker()
 
+    def ping(self) -> None:
+        """Answers if the process lives."""
+
     def run(self, task: Task) -> tuple[ShardRecord, int]:
         record = self._work(task)
         return record, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -105,10 +116,12 @@ class _Slot:
     """An actor with what it is doing now."""
 
     actor: Any
-    ref: Any
-    task: Task | None
-    """None while it starts, which waits for the cluster and so has no deadline."""
+    ref: Any = None
+    """What is awaited of it; None while it is idle, or not started yet."""
+    task: Task | None = None
+    """The shard it makes; None while it starts, which waits for the cluster without deadline."""
     deadline: float = float("inf")
+    idle_since: float = field(default_factory=time.monotonic)
 
 
 def run_shards(
@@ -149,46 +162,61 @@ class _Pool:
         # (not before, order, task): a failed shard waits a little and goes behind the others.
         self._queue = [(0.0, number, task) for number, task in enumerate(tasks)]
         self._order = len(tasks)
+        self._cost: defaultdict[int, float] = defaultdict(float)
         self._slots: list[_Slot] = []
+        self._has_started = False
         self._failed_starts = 0
+        self._start_not_before = 0.0
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
+        size = num_workers(self._config) if self._queue else 0
         with self._cleared_away():
-            for _ in range(min(len(self._queue), num_workers(self._config))):
-                self._add_worker()
             while self._queue or any(slot.task for slot in self._slots):
-                self._step()
+                self._step(size)
         return self._outcome
 
-    def _step(self) -> None:
-        """Wait for one event: a result, a death, or a deadline."""
-        by_ref = {slot.ref: slot for slot in self._slots if slot.ref is not None}
+    def _step(self, size: int) -> None:
+        """Hand out work, then wait for one event: a result, a death, a deadline, a shard due."""
         now = time.monotonic()
-        deadline = min((slot.deadline for slot in self._slots), default=float("inf"))
-        wait_s = min(_POLL_S, max(0.0, deadline - now))
-        if by_ref:
-            ready, _ = ray.wait(list(by_ref), num_returns=1, timeout=wait_s)
-        else:
-            ready = []
-            time.sleep(min(wait_s, max(0.0, self._queue[0][0] - now)))
-        for ref in ready:
+        while now >= self._start_not_before and len(self._slots) < min(size, self._wanted()):
+            self._start_worker()
+        for slot in self._slots:
+            if slot.ref is None and self._queue and self._queue[0][0] <= now:
+                self._give(slot, now)
+        by_ref = {slot.ref: slot for slot in self._slots if slot.ref is not None}
+        for ref in _ready(list(by_ref), self._wait_s(now)):
             self._settle(by_ref[ref])
         for slot in [s for s in self._slots if s.deadline < time.monotonic()]:
-            self._replace(slot, f"took longer than {self._config.deadline_s:g} s")
-        for slot in [s for s in self._slots if s.ref is None]:
-            self._give(slot)
+            # Its result may have come while another was being settled.
+            if _ready([slot.ref], 0):
+                self._settle(slot)
+            else:
+                self._replace(slot, f"took longer than {self._config.deadline_s:g} s")
 
-    def _add_worker(self) -> None:
+    def _wanted(self) -> int:
+        """Workers there is work for."""
+        return len(self._queue) + sum(slot.task is not None for slot in self._slots)
+
+    def _wait_s(self, now: float) -> float:
+        """Seconds until something is to be done even if nothing is reported."""
+        moments = [now + _POLL_S, *(slot.deadline for slot in self._slots)]
+        if self._queue and any(slot.ref is None for slot in self._slots):
+            moments.append(self._queue[0][0])
+        return max(0.0, min(moments) - now)
+
+    def _start_worker(self) -> None:
         actor = self._actor_class.remote()
-        self._slots.append(_Slot(actor, actor.start.remote(self._make_worker), None))
+        self._slots.append(_Slot(actor, actor.start.remote(self._make_worker)))
 
-    def _give(self, slot: _Slot) -> None:
-        """Hand the next shard that is due to an idle worker."""
-        if self._queue and self._queue[0][0] <= time.monotonic():
-            _, _, slot.task = heapq.heappop(self._queue)
-            slot.deadline = time.monotonic() + self._config.deadline_s
-            slot.ref = slot.actor.run.remote(slot.task)
+    def _give(self, slot: _Slot, now: float) -> None:
+        """Hand the next shard to an idle worker; one that was idle for long is asked first."""
+        if now - slot.idle_since > _IDLE_S:
+            slot.ref = slot.actor.ping.remote()
+            return
+        _, _, slot.task = heapq.heappop(self._queue)
+        slot.deadline = now + self._config.deadline_s
+        slot.ref = slot.actor.run.remote(slot.task)
 
     def _settle(self, slot: _Slot) -> None:
         """Take what a worker returned or died of."""
@@ -197,14 +225,15 @@ class _Pool:
         except RayTaskError as error:
             self._raised(slot, error.cause)
             return
-        except RayActorError as error:
-            self._replace(slot, f"its worker died ({_reason(error)})")
+        except OutOfMemoryError:
+            self._replace(slot, "out of memory", cost=_MEMORY_KILL_COST)
             return
         except RayError as error:
-            self._replace(slot, f"{type(error).__name__}: {_reason(error)}")
+            self._replace(slot, f"its worker died ({_exit_detail(error)})")
             return
-        self._failed_starts = 0
-        if slot.task is not None:
+        if slot.task is None:
+            self._has_started, self._failed_starts = True, 0
+        else:
             record, peak = result
             self._outcome.done[slot.task.number] = record
             self._outcome.peak_rss_bytes = max(self._outcome.peak_rss_bytes, peak)
@@ -213,40 +242,44 @@ class _Pool:
 
     def _raised(self, slot: _Slot, cause: BaseException) -> None:
         """A worker raised; its process is sound."""
+        reason = f"{type(cause).__name__}: {_first_line(cause)}"
         if isinstance(cause, ConfigError):
             raise cause
         if slot.task is None:
-            self._replace(slot, f"{type(cause).__name__}: {_first_line(cause)}")
-        elif isinstance(cause, DatasetError):
+            self._replace(slot, reason)
+            if not self._has_started and self._failed_starts >= self._config.attempts:
+                raise ViaductError(f"workers do not start: {reason}")
+            return
+        if isinstance(cause, DatasetError):
             self._outcome.damaged = True
             self._set_aside(slot.task, str(cause))
-            self._idle(slot)
         else:
-            self._failed(slot.task, f"{type(cause).__name__}: {_first_line(cause)}")
-            self._idle(slot)
+            self._failed(slot.task, reason)
+        self._idle(slot)
 
-    def _replace(self, slot: _Slot, reason: str) -> None:
-        """Give up a worker, count its shard's attempt, and start another in its place."""
+    def _replace(self, slot: _Slot, reason: str, cost: float = 1.0) -> None:
+        """Give up a worker; its shard, if it had one, pays for the attempt."""
         ray.kill(slot.actor)
         self._slots.remove(slot)
         if slot.task is not None:
-            self._failed(slot.task, reason)
-        else:
-            self._failed_starts += 1
-            if self._failed_starts >= self._config.attempts:
-                raise ViaductError(f"workers do not start: {reason}")
-        if self._queue:
-            self._add_worker()
-
-    def _failed(self, task: Task, reason: str) -> None:
-        self._outcome.attempts[task.number] += 1
-        attempt = self._outcome.attempts[task.number]
-        logger.warning("attempt failed shard=%05d attempt=%d: %s", task.number, attempt, reason)
-        if attempt >= self._config.attempts:
-            self._set_aside(task, f"{reason}, {attempt} attempts")
+            self._failed(slot.task, reason, cost)
             return
-        due = time.monotonic() + _BACKOFF_S * 2 ** (attempt - 1)
+        self._failed_starts += 1
+        logger.warning("worker did not start: %s", reason)
+        if self._failed_starts >= _DEATHS_AT_START:
+            raise ViaductError(f"workers do not start: {reason}")
+        self._start_not_before = time.monotonic() + _backoff_s(self._failed_starts)
+
+    def _failed(self, task: Task, reason: str, cost: float = 1.0) -> None:
+        self._outcome.attempts[task.number] += 1
+        failures = self._outcome.attempts[task.number]
+        self._cost[task.number] += cost
+        logger.warning("attempt failed shard=%05d attempt=%d: %s", task.number, failures, reason)
+        if self._cost[task.number] >= self._config.attempts - 1e-9:
+            self._set_aside(task, f"{reason}, {failures} attempts")
+            return
         self._order += 1
+        due = time.monotonic() + _backoff_s(failures)
         heapq.heappush(self._queue, (due, self._order, task))
 
     def _set_aside(self, task: Task, reason: str) -> None:
@@ -256,6 +289,7 @@ class _Pool:
     @staticmethod
     def _idle(slot: _Slot) -> None:
         slot.task, slot.ref, slot.deadline = None, None, float("inf")
+        slot.idle_since = time.monotonic()
 
     @contextlib.contextmanager
     def _cleared_away(self) -> Iterator[None]:
@@ -285,13 +319,27 @@ def num_workers(config: PoolConfig) -> int:
     return min(limits, default=1)
 
 
-def _reason(error: BaseException) -> str:
-    """The line of Ray's long texts that says why."""
-    text = str(error)
-    if "memory" in text.lower() and "oom" in text.lower():
-        return "out of memory"
-    for line in text.splitlines():
-        if "exit detail" in line.lower() or "exit type" in line.lower():
+def _ready(refs: list[Any], timeout_s: float) -> list[Any]:
+    """All that is ready, after waiting for the first."""
+    if not refs:
+        time.sleep(timeout_s)
+        return []
+    ready, others = ray.wait(refs, num_returns=1, timeout=timeout_s)
+    if ready and others:
+        ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return ready
+
+
+def _backoff_s(failures: int) -> float:
+    """Doubles with each failure; spread, so that shards killed together do not meet again."""
+    longest = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (failures - 1))
+    return longest * random.uniform(0.5, 1.5)
+
+
+def _exit_detail(error: BaseException) -> str:
+    """The line of Ray's long text that says how a process ended."""
+    for line in str(error).splitlines():
+        if "exit detail" in line.lower():
             return line.strip()
     return _first_line(error)
 

@@ -66,8 +66,9 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, backbone: nn.Module, spec: EncoderSpec) -> None:
         super().__init__()
-        self.backbone = backbone.eval().requires_grad_(False)
+        self.backbone = backbone.requires_grad_(False)
         self.spec = spec
+        self.eval()
 
     @torch.inference_mode()
     def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P C"]:
@@ -100,7 +101,7 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
     if not _is_vit(backbone):
         offline.fold_batch_norms(backbone)
         backbone = backbone.to(memory_format=torch.channels_last)
-    backbone.eval()
+    backbone = backbone.eval()
     with torch.inference_mode():
         shape = _tokens(backbone, torch.zeros(1, *transform["input_size"]), layer).shape
     spec = EncoderSpec(config.encoder, digest, layer, shape[1], shape[2], transform)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import timm
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import ConfigError
 
@@ -36,18 +36,12 @@ def efficientnet_lite0() -> nn.Module:
 def fold_batch_norms(model: nn.Module) -> None:
     """Fold every batch norm that follows a convolution into it, in place; for inference only.
 
-    timm's batch norms hold an activation, which stays.
+    timm's batch norms hold an activation, which stays. The model is left in eval mode.
     """
+    model.eval()
     for convolution, norm, parent, name in list(_followed_by_norm(model)):
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight,
-            convolution.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        fused = fuse_conv_bn_eval(convolution, norm)
+        convolution.weight, convolution.bias = fused.weight, fused.bias
         setattr(parent, name, getattr(norm, "act", nn.Identity()))
 
 

@@ -83,7 +83,7 @@ def tokens_column(
 def _check_range(tokens: np.ndarray, uids: Sequence[bytes], dtype: str) -> None:
     limit = FP16_MAX if dtype == "fp16" else float(np.finfo(np.float32).max)
     largest = np.abs(tokens).max(axis=(1, 2), initial=0)
-    for number in np.flatnonzero(~(largest <= limit)):  # NaN fails too
+    for number in np.flatnonzero(~(largest <= limit)).tolist():  # NaN fails too
         uid, value = uids[number].hex(), largest[number]
         if not np.isfinite(value):
             raise ConfigError(f"picture {uid}: the encoder gives {value}: its weights are no good")

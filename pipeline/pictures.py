@@ -89,7 +89,7 @@ def decode_stored(jpeg: bytes) -> Image.Image:
 def pixel_digest(picture: Image.Image) -> bytes:
     """The first 16 bytes of SHA-256 over width, height (32 bits each) and the RGB pixels."""
     sha = hashlib.sha256(np.array(picture.size, dtype="<u4").tobytes())
-    sha.update(np.asarray(picture))
+    sha.update(np.asarray(picture).data)
     return sha.digest()[:16]
 
 

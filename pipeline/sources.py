@@ -45,8 +45,9 @@ class SourceColumns:
 class Source(Protocol):
     """Pairs in a fixed order, not fetched yet."""
 
-    folder: Path | None
-    """Where the pictures lie; None if they have URLs."""
+    @property
+    def folder(self) -> Path | None:
+        """Where the pictures lie; None if they have URLs."""
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of what the source says: not of the pictures."""

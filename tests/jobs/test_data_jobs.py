@@ -1,9 +1,11 @@
 """Ingest, curate and features one after the other, as a user runs them."""
 
+import hashlib
 import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs.cli import main
@@ -253,3 +255,25 @@ def test_inspect_verify_names_a_damaged_shard(tmp_path, pairs, capsys):
     (tmp_path / "pairs" / "00002.arrow").unlink()
     assert main(["inspect", str(tmp_path / "pairs"), "--verify"]) == 2
     assert "00002.arrow: is missing" in capsys.readouterr().err
+
+
+def test_a_reader_written_from_the_format_page_alone_agrees(tmp_path, pairs):
+    """docs/data-format.md, followed with json, hashlib and pyarrow and nothing of ours."""
+    home = tmp_path / "pairs"
+    manifest = json.loads((home / "dataset.json").read_text())
+    content = {key: value for key, value in manifest.items() if key not in ("format", "digest")}
+    for shard in content["shards"]:
+        for entry in (shard, *shard["attachments"].values()):
+            file = entry.pop("file")
+            data = (home / file).read_bytes()
+            assert entry["bytes"] == len(data)
+            assert entry["digest"] == hashlib.sha256(data).hexdigest()
+            table = pa.ipc.open_file(pa.memory_map(str(home / file))).read_all()
+            uids = b"".join(table["uid"].to_pylist())
+            assert entry["uid_digest"] == hashlib.sha256(uids).hexdigest()
+            for row in table.to_pylist():
+                assert row["uid"] == hashlib.sha256(row["url"].encode()).digest()[:16]
+        for account in (shard["pictures"], shard["captions"]):
+            assert account["in"] == account["kept"] + sum(account["dropped"].values())
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert manifest["digest"] == hashlib.sha256(canonical.encode()).hexdigest()

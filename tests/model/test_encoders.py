@@ -1,0 +1,147 @@
+"""Vision encoders: the right block, the right tokens, and nothing that trains."""
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from model.encoders import EncoderConfig, load_encoder, weights_digest
+from model.offline import efficientnet_lite0, fold_batch_norms
+from pipeline.errors import ConfigError
+
+VIT = EncoderConfig(encoder="timm:vit_tiny_patch16_224", weights="random")
+
+
+def pictures(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+def hooked(encoder, block: int) -> list[torch.Tensor]:
+    """Collects what a block puts out, while the encoder runs."""
+    outputs: list[torch.Tensor] = []
+    encoder.backbone.blocks[block].register_forward_hook(lambda *args: outputs.append(args[2]))
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens"),
+    [("vit_tiny_patch16_224", 197), ("eva02_tiny_patch14_224", 257), ("vit_small_patch32_224", 50)],
+)
+def test_a_vit_gives_the_second_last_blocks_output_with_cls_and_no_norm(name, num_tokens):
+    encoder = load_encoder(EncoderConfig(encoder=f"timm:{name}", weights="random"))
+    outputs = hooked(encoder, -2)
+    never = hooked(encoder, -1)
+    tokens = encoder(pictures())
+    assert torch.equal(tokens, outputs[0])
+    assert never == []
+    assert tokens.shape == (2, num_tokens, encoder.spec.width)
+    assert (encoder.spec.num_tokens, encoder.spec.layer) == (num_tokens, -2)
+
+
+def test_the_layer_can_be_chosen():
+    encoder = load_encoder(EncoderConfig(encoder=VIT.encoder, weights="random", layer=-12))
+    outputs = hooked(encoder, 0)
+    assert torch.equal(encoder(pictures()), outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "width"),
+    [
+        ("resnet18", 49, 512),
+        ("tf_efficientnet_lite0", 49, 1280),
+        ("swin_tiny_patch4_window7_224", 49, 768),
+        ("convnext_atto", 49, 320),
+    ],
+)
+def test_a_cnn_gives_its_last_map_row_by_row(name, num_tokens, width):
+    encoder = load_encoder(EncoderConfig(encoder=f"timm:{name}", weights="random"))
+    assert (encoder.spec.num_tokens, encoder.spec.width) == (num_tokens, width)
+    torch.manual_seed(0)
+    plain = timm.create_model(name, num_classes=0).eval()
+    with torch.inference_mode():
+        maps = plain.forward_features(pictures())
+    if maps.shape[1] == width:
+        maps = maps.movedim(1, -1)
+    torch.testing.assert_close(encoder(pictures()), maps.flatten(1, 2), rtol=1e-3, atol=1e-4)
+
+
+def test_folded_batch_norms_change_nothing_but_rounding():
+    model = efficientnet_lite0().eval()
+    with torch.inference_mode():
+        before = model.forward_features(pictures())
+        fold_batch_norms(model)
+        after = model.forward_features(pictures())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert (after - before).abs().max() < 1e-3
+    assert before.std() > 0.1
+
+
+def test_offline_weights_are_the_packages_own():
+    encoder = load_encoder(EncoderConfig(encoder="offline:efficientnet_lite0"))
+    model = efficientnet_lite0()
+    assert encoder.spec.weights_digest == weights_digest(model)
+    # Trained, not drawn: the batch norms have seen data, and the classes' biases differ.
+    assert model.bn1.running_mean.abs().max() > 0.1
+    assert model.classifier.bias.std() > 0.01
+
+
+def test_nothing_trains():
+    encoder = load_encoder(VIT)
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not any(module.training for module in encoder.modules())
+    assert not encoder(pictures()).requires_grad
+
+
+def test_random_weights_are_the_same_each_time_and_the_digest_tells_others():
+    a, b = load_encoder(VIT), load_encoder(VIT)
+    assert a.spec == b.spec
+    with torch.no_grad():
+        b.backbone.cls_token[0, 0, 0] += 1
+    assert weights_digest(b.backbone) != a.spec.weights_digest
+
+
+def test_weights_come_from_a_safetensors_file(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    config = EncoderConfig(encoder=VIT.encoder, weights=str(tmp_path / "weights.safetensors"))
+    encoder = load_encoder(config)
+    assert torch.equal(encoder.backbone.cls_token, model.cls_token)
+
+    short = dict(model.state_dict())
+    del short["cls_token"]
+    save_file(short, tmp_path / "weights.safetensors")
+    with pytest.raises(ConfigError, match=r"1 tensors missing \(\['cls_token'\]\)"):
+        load_encoder(config)
+
+
+def test_the_transform_is_the_encoders_own():
+    encoder = load_encoder(EncoderConfig(encoder="offline:efficientnet_lite0"))
+    white = encoder.transform()(Image.new("RGB", (300, 256), "white"))
+    assert white.shape == (3, 224, 224)
+    assert torch.allclose(white, torch.ones(()))  # mean and standard deviation are a half
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "timm:vit_tinny_patch16_224"}, "did you mean vit_tiny_patch16_224"),
+        ({"encoder": "offline:resnet"}, "neither timm:NAME nor offline"),
+        ({"encoder": VIT.encoder, "weights": "weights.bin"}, r"weights: 'weights\.bin' is neither"),
+        ({"encoder": VIT.encoder, "weights": "random", "layer": -13}, "has 12 blocks"),
+    ],
+)
+def test_what_does_not_exist_is_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(EncoderConfig(**options))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tokens_on_a_gpu_are_those_of_the_cpu():
+    encoder = load_encoder(VIT)
+    expected = encoder(pictures())
+    encoder.to("cuda")
+    with torch.autocast("cuda", torch.float16):
+        tokens = encoder(pictures().to("cuda")).float().cpu()
+    torch.testing.assert_close(tokens, expected, rtol=2e-2, atol=2e-2)
