@@ -25,5 +25,8 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -m slow
 
+demo: setup
+	$(BIN)/viaduct demo
+
 clean:
 	rm -rf $(VENV) runs

@@ -18,6 +18,7 @@ COMMANDS = {
     "curate": ("Curate", "raw/ to pairs/: equal pictures united, captions judged, split"),
     "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
+    "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
 """Subcommand to the class in the module `jobs.<subcommand>`, imported only when it is called."""
 

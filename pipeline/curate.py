@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -67,12 +68,11 @@ def gather(plan: pa.Table, open_input: Callable[[int], pa.Table], split: SplitCo
     rows = _input_rows(plan, open_input)
     outcomes = plan.column("outcome").to_pylist()
     kept = [number for number, outcome in enumerate(outcomes) if outcome == KEPT]
-    ends = [*kept[1:], len(outcomes)]
 
     incoming = rows.column("captions").to_pylist()
     captions: list[list[Caption]] = []
     num_in = num_equal = 0
-    for first, end in zip(kept, ends, strict=True):
+    for first, end in pairwise([*kept, len(outcomes)]):
         group = [caption for number in range(first, end) for caption in incoming[number]]
         united, equal = unite(judge(caption) for caption in group)
         captions.append(united)
