@@ -51,7 +51,7 @@ GOOD_SHARD_S = 0.2  # long enough that both workers are busy when the bad shard'
 
 # All of a run, with the ten seconds or so that Ray takes to start.
 NOOP_BOUND_S = 150.0
-FAULT_BOUND_S = 45.0
+FAULT_BOUND_S = 70.0
 
 KILL_ABOVE_BYTES = 1536 << 20  # over what is in use when the run begins
 STOP_TAKING_BYTES = 3 << 30  # never the whole machine, even if no kill comes

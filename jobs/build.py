@@ -16,7 +16,8 @@ from jobs import settings
 from jobs.progress import Progress
 from jobs.shards import MakeWorker, Outcome, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Draft
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
 from pipeline.errors import ViaductError
 from pipeline.storage import Folder
 

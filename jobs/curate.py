@@ -15,7 +15,8 @@ from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
 from pipeline.curate import SplitConfig, gather
-from pipeline.dataset import Dataset, Draft, Shard
+from pipeline.dataset import Dataset, Shard
+from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.hashes import hash_shard
 from pipeline.lineage import Lineage

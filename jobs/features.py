@@ -1,7 +1,7 @@
 """`viaduct features`: the frozen vision encoder's tokens of all pictures, once."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,8 @@ from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
 from model.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
 from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Draft, Shard
+from pipeline.dataset import Dataset, Shard
+from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.features import batches, tokens_column
 from pipeline.lineage import Lineage
@@ -100,10 +101,11 @@ class Features:
         return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
     def _pool(self, device: str) -> PoolConfig:
-        """A worker on a GPU takes a whole one unless told otherwise."""
-        if device == "cpu" or self.pool.gpus_per_worker:
-            return self.pool
-        return PoolConfig(**{**asdict(self.pool), "gpus_per_worker": 1.0})
+        """A worker on a GPU takes a whole one unless told otherwise; one on a CPU its threads."""
+        if device == "cpu":
+            cpus = max(self.pool.cpus_per_worker, float(self.cache.threads))
+            return replace(self.pool, cpus_per_worker=cpus)
+        return replace(self.pool, gpus_per_worker=self.pool.gpus_per_worker or 1.0)
 
 
 class FeatureWorker:

@@ -12,8 +12,9 @@ from jobs.build import RunLog, build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Draft
+from pipeline.dataset import Dataset
 from pipeline.download import download
+from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher, HttpFetcher
 from pipeline.lineage import Lineage, Parent

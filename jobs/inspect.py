@@ -10,8 +10,9 @@ import numpy as np
 import tyro
 
 from pipeline.accounting import Account
-from pipeline.dataset import DRAFT, MANIFEST, Dataset
+from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.manifest import MANIFEST
 from pipeline.schemas import KEPT
 from pipeline.shard import read_record
 from pipeline.storage import Folder

@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _BACKOFF_S = 1.0
-_LONGEST_BACKOFF_S = 60.0
+_LONGEST_BACKOFF_S = 8.0
 _IDLE_S = 0.5
 """A worker idle for longer is asked whether it lives before it is trusted with a shard."""
 _DEATHS_AT_START = 20
 """Workers in a row that may die while they start, out of memory or with their node."""
-_MEMORY_KILL_COST = 1 / 3
+_MEMORY_KILL_COST = 0.5
 """Part of an attempt: Ray's memory monitor kills innocent workers beside the culprit."""
 
 
@@ -275,7 +275,7 @@ class _Pool:
         failures = self._outcome.attempts[task.number]
         self._cost[task.number] += cost
         logger.warning("attempt failed shard=%05d attempt=%d: %s", task.number, failures, reason)
-        if self._cost[task.number] >= self._config.attempts - 1e-9:
+        if self._cost[task.number] >= self._config.attempts:
             self._set_aside(task, f"{reason}, {failures} attempts")
             return
         self._order += 1

@@ -17,6 +17,8 @@ and what they all stand on:
     shard       one Arrow file and the record that commits it
     lineage     what a dataset was made from
     tombstones  pictures taken down
-    dataset     drafts and whole datasets, one or several side by side
+    manifest    dataset.json
+    dataset     a whole dataset, opened for reading; several side by side
+    draft       a dataset while a job fills it
     verify      every byte against every record
 """

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
 from pipeline.schemas import KEPT, LEDGER, RAW
 
 logger = logging.getLogger(__name__)
+
+_ONE_AT_A_TIME = threading.Lock()
+"""img2dataset finds what it fetches with in a module's global."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ def _run_downloader(
         def close(self) -> None:
             pass
 
-    downloader.download_image = download_image
-    with tempfile.TemporaryDirectory() as scratch:
+    with _ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
+        downloader.download_image = download_image
         slice_file = Path(scratch, "slice.arrow")
         table = pa.table({"url": pa.array(locations, pa.string()), "row": range(len(locations))})
         with pa.ipc.new_file(slice_file, table.schema) as writer:

@@ -11,7 +11,3 @@ class ConfigError(ViaductError):
 
 class DatasetError(ViaductError):
     """A stored file breaks its record. Its text names the file; the shard is set aside."""
-
-
-class TransientError(ViaductError):
-    """Worth another attempt with back-off; reported once the attempts are used up."""

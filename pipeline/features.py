@@ -10,7 +10,10 @@ import pyarrow as pa
 from pipeline.dataset import Shard, decode_row
 from pipeline.errors import ConfigError
 
-FP16_MAX = float(np.finfo(np.float16).max)
+_LARGEST = {
+    "fp16": float(np.finfo(np.float16).max),
+    "bf16": float(np.array([0x7F7F7FFF], np.uint32).view(np.float32)[0]),  # still rounded down
+}
 
 
 def batches(
@@ -81,13 +84,13 @@ def tokens_column(
 
 
 def _check_range(tokens: np.ndarray, uids: Sequence[bytes], dtype: str) -> None:
-    limit = FP16_MAX if dtype == "fp16" else float(np.finfo(np.float32).max)
     largest = np.abs(tokens).max(axis=(1, 2), initial=0)
-    for number in np.flatnonzero(~(largest <= limit)).tolist():  # NaN fails too
+    for number in np.flatnonzero(~(largest <= _LARGEST[dtype])).tolist():  # NaN fails too
         uid, value = uids[number].hex(), largest[number]
         if not np.isfinite(value):
             raise ConfigError(f"picture {uid}: the encoder gives {value}: its weights are no good")
-        raise ConfigError(f"picture {uid}: {value:.4g} does not fit fp16; use --dtype bf16")
+        advice = "; use --dtype bf16" if dtype == "fp16" else ""
+        raise ConfigError(f"picture {uid}: {value:.4g} does not fit {dtype}{advice}")
 
 
 def _bf16_bits(values: np.ndarray) -> np.ndarray:

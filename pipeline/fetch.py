@@ -3,6 +3,7 @@
 Whatever must be checked about an address, a connection or a body is checked here.
 """
 
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -92,33 +93,39 @@ class HttpFetcher:
                 status_forcelist=_TRY_AGAIN,
                 backoff_factor=0.2,
                 backoff_jitter=0.2,
+                retry_after_max=int(config.timeout_s),  # no server may park a thread for longer
                 raise_on_status=False,
             ),
         )
 
     def __call__(self, location: str) -> bytes:
+        location = location.strip()
         _check_url(location)
         try:
-            response = self._pool.request("GET", location, preload_content=False)
-            try:
-                if response.status != 200:
-                    raise FetchFault(f"failed:http_{response.status}")
-                return self._body(response)
-            finally:
-                response.release_conn()
+            return self._get(location)
         except (HTTPError, OSError, ValueError) as error:
             raise FetchFault(f"failed:{_fault_class(error)}") from None
+
+    def _get(self, url: str) -> bytes:
+        response = self._pool.request("GET", url, preload_content=False)
+        try:
+            if response.status != 200:
+                raise FetchFault(f"failed:http_{response.status}")
+            body = self._body(response)
+        except BaseException:
+            response.close()  # what is left unread would spoil the connection for the next fetch
+            raise
+        response.release_conn()
+        return body
 
     def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
         deadline = time.monotonic() + self._config.total_timeout_s
         body = bytearray()
-        for chunk in response.stream(_CHUNK_BYTES):
+        while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
             body += chunk
             if len(body) > self._config.max_download_bytes:
-                response.close()
                 raise FetchFault("failed:too_large")
             if time.monotonic() > deadline:
-                response.close()
                 raise FetchFault("failed:timeout")
         return bytes(body)
 
@@ -136,7 +143,10 @@ class FolderFetcher:
             raise FetchFault("failed:bad_path")
         path = self.folder / relative
         try:
-            if path.stat().st_size > self.max_bytes:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a named pipe would never end
+                raise FetchFault("failed:unreadable_file")
+            if status.st_size > self.max_bytes:
                 raise FetchFault("failed:too_large")
             return path.read_bytes()
         except FileNotFoundError:
@@ -162,6 +172,8 @@ def _fault_class(error: BaseException) -> str:
     """One word for what went wrong, whatever urllib3 wrapped it in."""
     if isinstance(error, MaxRetryError) and error.reason is not None:
         return _fault_class(error.reason)
+    if isinstance(error, ProtocolError) and isinstance(error.args[-1], IncompleteRead):
+        return "truncated"
     for kinds, word in _FAULT_CLASSES:
         if isinstance(error, kinds):
             return word
@@ -170,8 +182,9 @@ def _fault_class(error: BaseException) -> str:
 
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((NameResolutionError,), "dns"),
-    ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
+    # urllib3 makes a refused connection a kind of connect timeout, so it is asked for first.
     ((NewConnectionError, ConnectionRefusedError), "refused"),
+    ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
     ((SSLError,), "tls"),
     ((IncompleteRead,), "truncated"),
     ((ResponseError,), "redirects"),

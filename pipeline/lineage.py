@@ -51,7 +51,7 @@ class Lineage:
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
         for key in sorted(mine.keys() | theirs.keys()):
             if mine.get(key) != theirs.get(key):
-                return f"{key}: {mine.get(key)} there, {theirs.get(key)} now"
+                return f"{key}: {mine.get(key, 'nothing')} there, {theirs.get(key, 'nothing')} now"
         return ""
 
 
@@ -61,13 +61,16 @@ def canonical_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and sequences as one mapping of dotted names to leaves."""
-    if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested mappings and sequences as one mapping of dotted names to leaves, in JSON.
+
+    In JSON, because 1, 1.0 and true are one value to Python and three to a digest.
+    """
+    if isinstance(value, (list, tuple)) and value:
+        value = {str(number): item for number, item in enumerate(value)}
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
     for key, item in value.items():
         flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return flat

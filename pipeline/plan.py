@@ -145,7 +145,7 @@ def _row_in_shard(shards: np.ndarray) -> np.ndarray:
 
 
 def _spread(num_bytes: np.ndarray, config: PlanConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Shards of even size that respect both bounds.
+    """Shards of even size that respect both bounds, as few as can be.
 
     Returns:
         int[N] number of the shard and int[N] row within it, for rows in output order.
@@ -153,13 +153,33 @@ def _spread(num_bytes: np.ndarray, config: PlanConfig) -> tuple[np.ndarray, np.n
     total = len(num_bytes)
     if not total:
         return np.zeros(0, int), np.zeros(0, int)
-    by_bytes = -(-int(num_bytes.sum()) // config.shard_bytes)
-    num_shards = max(1, -(-total // config.shard_rows), by_bytes)
-    while True:
-        starts = np.arange(num_shards) * total // num_shards
-        sums = np.add.reduceat(num_bytes, starts)
-        if num_shards >= total or sums.max() <= config.shard_bytes:
-            break
-        num_shards = min(total, num_shards + max(1, num_shards // 16))
+    sums = np.cumsum(num_bytes)
+    num_shards = len(_filled(sums, config.shard_rows, config.shard_bytes))
+    starts = np.arange(num_shards) * total // num_shards
+    if np.add.reduceat(num_bytes, starts).max() > config.shard_bytes:
+        # Large pictures stand together: the smallest bound on rows that needs no more shards.
+        rows = 1 + bisect_left(
+            range(1, config.shard_rows),
+            True,
+            key=lambda rows: len(_filled(sums, rows, config.shard_bytes)) <= num_shards,
+        )
+        starts = np.array(_filled(sums, rows, config.shard_bytes))
     shard = np.searchsorted(starts, np.arange(total), side="right") - 1
     return shard, np.arange(total) - starts[shard]
+
+
+def _filled(sums: np.ndarray, rows: int, num_bytes: int) -> list[int]:
+    """First rows of shards that are filled one after the other, each up to both bounds.
+
+    Args:
+        sums: int[N], bytes of all rows up to and with this one.
+    """
+    starts = [0]
+    while True:
+        start = starts[-1]
+        before = sums[start - 1] if start else 0
+        end = min(start + rows, int(np.searchsorted(sums, before + num_bytes, side="right")))
+        end = max(end, start + 1)
+        if end >= len(sums):
+            return starts
+        starts.append(end)

@@ -5,7 +5,6 @@ The record is written last and names the file, so a shard without a valid record
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,10 +112,7 @@ def read_record(folder: Folder, number: int) -> ShardRecord | None:
         DatasetError: the record itself is damaged.
     """
     name = record_name(number)
-    try:
-        value = folder.read_json(name)
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{folder / name}: not JSON: {error}") from error
+    value = folder.read_json(name)
     if value is None:
         return None
     record = ShardRecord.from_json(value, f"{folder}/{name}")

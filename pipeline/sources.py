@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ from pipeline.schemas import SOURCE
 from pipeline.uids import uid_of, uid_of_url
 
 _BLOCK_BYTES = 1 << 24
+_LINES_FOR_NAMES = 100
+"""Lines of a jsonl that are read to learn its columns; a null column may be left out in some."""
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 
@@ -68,7 +71,7 @@ def open_source(location: str, columns: SourceColumns) -> Source:
     Raises:
         ConfigError: there is no such file, it is of another kind, or it lacks a column.
     """
-    path = Path(location).expanduser()
+    path = Path(os.path.expanduser(location))
     if path.is_dir():
         listed = path / "pairs.jsonl"
         return TableSource(listed, columns) if listed.exists() else FolderSource(path)
@@ -94,7 +97,8 @@ class TableSource:
     def digest(self) -> str:
         with self.path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashlib.sha256(f"{self._column} {self._captions} {content}".encode()).hexdigest()
+        read_as = f"{'url' if self._by_url else 'file'} {self._column} {self._captions}"
+        return hashlib.sha256(f"{read_as} {content}".encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:
         uid = uid_of_url if self._by_url else uid_of
@@ -104,7 +108,7 @@ class TableSource:
                 yield _source_table(
                     _texts(batch.column(self._column)), batch.column(self._captions), uid
                 )
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"{self.path}: cannot be read: {_first_line(error)}") from error
 
 
@@ -148,7 +152,7 @@ def _source_table(locations: list[str], captions: Any, uid: Any) -> pa.Table:
 
 def _captions_beside(picture: Path) -> list[str]:
     text = picture.with_suffix(".txt")
-    if not text.exists():
+    if not text.is_file():
         return []
     return text.read_text(encoding="utf-8", errors="replace").splitlines()
 
@@ -190,10 +194,13 @@ def _column_names(path: Path) -> list[str]:
             return list(pa.parquet.read_schema(path).names)
         if path.suffix == ".jsonl":
             with path.open("rb") as file:
-                return list(json.loads(file.readline() or b"{}"))
+                rows = [json.loads(line) for line in islice(file, _LINES_FOR_NAMES)]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line holds no JSON object")
+            return list(dict.fromkeys(name for row in rows for name in row))
         with pa.csv.open_csv(path, parse_options=_csv_options(path)) as reader:
             return list(reader.schema.names)
-    except (pa.ArrowInvalid, ValueError, AttributeError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {_first_line(error)}") from error
 
 
@@ -216,7 +223,8 @@ def _read_csv(path: Path, location: str, captions: str) -> Iterator[pa.RecordBat
 
 def _read_jsonl(path: Path, location: str, captions: str) -> Iterator[pa.RecordBatch]:
     with path.open("rb") as file:
-        first = json.loads(file.readline()).get(captions)
+        cells = (json.loads(line).get(captions) for line in file)
+        first = next((cell for cell in cells if cell is not None), None)
     kind = pa.list_(pa.string()) if isinstance(first, list) else pa.string()
     with pa.json.open_json(
         path,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DatasetError
 
 TEMPORARY = ".tmp-"
 """How the names of unfinished local files begin; `Folder.sweep` removes them."""
@@ -100,10 +100,17 @@ class Folder:
             return file.read()
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's content, or None if there is no such file."""
+        """A JSON file's content, or None if there is no such file.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
         if self.size(name) is None:
             return None
-        return json.loads(self.read(name))
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise DatasetError(f"{self}/{name}: not JSON: {error}") from error
 
     def publish(self, name: str, content: bytes) -> None:
         """Write a small file whole, in place of any that was there."""

@@ -43,7 +43,8 @@ class Thing:
         """The thing as a noun phrase; texture is said where there is one, size sometimes."""
         size = f"{self.size} " if rng.random() < 0.5 else ""
         texture = "" if self.texture == "plain" else f"{self.texture} "
-        return f"a {size}{texture}{self.colour} {self.shape}"
+        phrase = f"{size}{texture}{self.colour} {self.shape}"
+        return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 @dataclass(frozen=True)

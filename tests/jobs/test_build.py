@@ -10,7 +10,8 @@ from jobs.build import Incomplete, RunLog, build
 from jobs.cli import _exit_code
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Draft
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
 from pipeline.schemas import HASHES, ROWS_PER_BATCH

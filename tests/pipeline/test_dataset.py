@@ -7,7 +7,8 @@ import pyarrow.dataset
 import pytest
 
 from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Draft, check_side_by_side
+from pipeline.dataset import Dataset, check_side_by_side
+from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Lineage, Parent
 from pipeline.schemas import PAIRS

@@ -128,6 +128,16 @@ def test_a_bug_in_decoding_loses_its_own_row_alone(picture, monkeypatch, caplog)
     assert "picture failed" in caplog.text
 
 
+def test_a_row_that_img2dataset_loses_is_accounted_for(picture, monkeypatch):
+    def odd_at_two(data: bytes, config: PictureConfig):
+        return None if data == picture(2) else store(data, config)  # None breaks its own loop
+
+    monkeypatch.setattr(pipeline.download, "store", odd_at_two)
+    slice_ = slice_of(4)
+    got = run(slice_, lambda location: picture(int(location)))
+    check(got, slice_, [KEPT, KEPT, "failed:internal", KEPT])
+
+
 @pytest.mark.parametrize("answer", [None, "text", 5])
 def test_a_fetcher_that_gives_no_bytes_fails_and_loses_no_row(answer):
     got = run(slice_of(3), lambda _: answer)
@@ -176,7 +186,7 @@ def test_no_more_fetches_run_at_once_than_there_are_threads(picture):
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
-        time.sleep(0.005)
+        time.sleep(0.02)
         with lock:
             running[0] -= 1
         return picture(int(location))
@@ -186,14 +196,11 @@ def test_no_more_fetches_run_at_once_than_there_are_threads(picture):
 
 
 def test_two_slices_downloaded_at_once_do_not_mix_their_fetchers(picture):
-    together = threading.Barrier(2, timeout=5)
     results: dict[str, Downloaded] = {}
 
     def work(name: str) -> None:
         def fetch(location: str) -> bytes:
-            if location == "0":
-                together.wait()  # both are under way
-            time.sleep(0.002)
+            time.sleep(0.01)  # long enough for the other to be begun
             raise FetchFault(f"failed:{name}")
 
         results[name] = run(slice_of(20), fetch, threads=2)

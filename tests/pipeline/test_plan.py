@@ -70,19 +70,28 @@ def slow_outcomes(rows: list[dict]) -> tuple[list[str], dict[bytes, int]]:
     return outcomes, best
 
 
+def fill(sizes: list[int], rows: int, num_bytes: int) -> list[list[int]]:
+    """Rows put into shards one by one; a shard is closed before it would break a bound."""
+    shards: list[list[int]] = []
+    for number, size in enumerate(sizes):
+        last = shards[-1] if shards else None
+        if last and len(last) < rows and sum(sizes[r] for r in last) + size <= num_bytes:
+            last.append(number)
+        else:
+            shards.append([number])
+    return shards
+
+
 def slow_shards(sizes: list[int], config: PlanConfig) -> list[tuple[int, int]]:
-    """Shard and row of each kept picture: the fewest even shards that respect both bounds."""
-    total = len(sizes)
-    for count in range(1, total + 1):
-        starts = [number * total // count for number in range(count)] + [total]
-        shards = [range(starts[n], starts[n + 1]) for n in range(count)]
-        if all(
-            len(rows) <= config.shard_rows and sum(sizes[r] for r in rows) <= config.shard_bytes
-            for rows in shards
-        ):
-            return [(n, r - rows[0]) for n, rows in enumerate(shards) for r in rows]
-    assert not sizes
-    return []
+    """Shard and row of each kept picture: as few shards as can be, even in rows if bytes allow."""
+    count = len(fill(sizes, config.shard_rows, config.shard_bytes))
+    starts = [number * len(sizes) // count for number in range(count)] + [len(sizes)]
+    shards = [list(range(starts[n], starts[n + 1])) for n in range(count)]
+    if any(sum(sizes[r] for r in rows) > config.shard_bytes for rows in shards):
+        bounds = range(1, config.shard_rows + 1)
+        filled = (fill(sizes, rows, config.shard_bytes) for rows in bounds)
+        shards = next(shards for shards in filled if len(shards) <= count)
+    return [(n, r - rows[0]) for n, rows in enumerate(shards) for r in rows]
 
 
 def slow_plan(rows: list[dict], shards: list[int], config: PlanConfig) -> list[dict]:
@@ -187,26 +196,31 @@ def many(sizes: list[int]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "config"),
+    ("sizes", "config", "num_shards"),
     [
-        ([1] * 1000, {"shard_rows": 300}),
-        ([1] * 1000, {"shard_bytes": 7}),
-        (list(range(1, 701)), {"shard_bytes": 2000, "shard_rows": 64}),
+        ([1] * 1000, {"shard_rows": 300}, 4),
+        ([1] * 1000, {"shard_bytes": 7}, 143),
+        ([3] * 100 + [1] * 100, {"shard_bytes": 30, "shard_rows": 40}, 14),
     ],
 )
-def test_shards_are_even_in_rows_and_respect_both_bounds(sizes, config):
+def test_shards_are_few_and_respect_both_bounds(sizes, config, num_shards):
     config = PlanConfig(**config)
-    plan = plan_of(many(sizes), config)
-    shards = plan.column("output_shard").to_pylist()
+    shards = plan_of(many(sizes), config).column("output_shard").to_pylist()
     assert shards == sorted(shards)
     counts = Counter(shards)
-    assert sorted(counts) == list(range(len(counts)))
-    assert max(counts.values()) - min(counts.values()) <= 1
+    assert sorted(counts) == list(range(num_shards))
     assert max(counts.values()) <= config.shard_rows
     totals: Counter[int] = Counter()
     for number, shard in enumerate(shards):
         totals[shard] += sizes[number]
     assert max(totals.values()) <= config.shard_bytes
+
+
+@pytest.mark.parametrize("config", [{"shard_rows": 300}, {"shard_bytes": 7}])
+def test_pictures_of_one_size_give_shards_that_differ_by_one_row_at_most(config):
+    plan = plan_of(many([1] * 1000), PlanConfig(**config))
+    counts = Counter(plan.column("output_shard").to_pylist()).values()
+    assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize("sizes", [[1000], [1000, 1], [0, 1000, 1000], [250, 250]])

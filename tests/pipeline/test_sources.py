@@ -70,6 +70,14 @@ def test_one_content_is_one_source_in_every_format(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_table_of_many_blocks_comes_through_whole(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("pipeline.sources._BLOCK_BYTES", 500)
+    captions = [f"{number}\n{'line' * (number % 7)}\n" for number in range(200)]
+    path = write(tmp_path / f"t{suffix}", {"url": urls(200), "caption": captions})
+    assert [row["captions"] for row in rows_of(path)] == [[caption] for caption in captions]
+
+
 @pytest.mark.parametrize("suffix", LISTS)
 def test_captions_can_be_lists_and_a_null_is_none(tmp_path, suffix):
     captions = [["one", "two"], [], None, ["three", ""]]
@@ -235,13 +243,13 @@ def test_a_malformed_table_is_named_in_one_line(tmp_path, name):
 
 def test_a_folder_may_list_its_pairs(tmp_path):
     (tmp_path / "unlisted.jpg").touch()
-    columns = {"file": ["sub/a.jpg", "b.png"], "caption": ["x", "y"]}
+    columns = {"file": ["sub/a.jpg", "b#1.png"], "caption": ["x", "y"]}
     write(tmp_path / "pairs.jsonl", columns)
     source = open_source(str(tmp_path), PLAIN)
     assert source.folder == tmp_path
     assert rows_of(tmp_path) == [
         {"uid": uid_of("sub/a.jpg"), "url": "sub/a.jpg", "captions": ["x"]},
-        {"uid": uid_of("b.png"), "url": "b.png", "captions": ["y"]},
+        {"uid": uid_of("b#1.png"), "url": "b#1.png", "captions": ["y"]},
     ]
 
 

@@ -18,7 +18,7 @@ steady = settings(max_examples=200, deadline=None, derandomize=True)
         ("http://a.org/x.jpg", "HTTP://A.ORG:8080/x.jpg"),
         ("http://a.org/x.jpg", "http://me:secret@a.org/x.jpg"),
         ("http://a.org/x.jpg", "http://a.org./x.jpg#top"),
-        ("http://a.org/x.jpg", " http://a.org/x.jpg\n"),
+        ("http://a.org/x.jpg", " http://a.org/x.jpg \n"),
         ("http://a.org", "http://a.org/"),
         ("http://a.org/%C3%A9%20~", "http://a.org/%c3%a9%20%7e"),
         ("http://a.org/%C3%A9", "http://a.org/\u00e9"),
@@ -66,6 +66,10 @@ def test_any_text_has_a_uid_that_is_always_the_same(text, prefix):
     assert len(uid) == 16
     assert uid_of_url(prefix + text) == uid
     assert len(uid_of(text)) == 16
+
+
+def test_names_that_are_no_unicode_have_uids_of_their_own():
+    assert len({uid_of(name) for name in ("a", "a\ud800", "a\udfff")}) == 3
 
 
 @steady

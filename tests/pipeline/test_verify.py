@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.accounting import Account
 from pipeline.captions import web_caption
-from pipeline.dataset import Dataset, Draft
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
 from pipeline.lineage import Lineage
 from pipeline.schemas import LEDGER, PAIRS, RAW
 from pipeline.shard import new_shard
