@@ -29,8 +29,8 @@ from pipeline.storage import Folder
 class Ingest:
     """Fetch or read the pictures of a source into `raw`, with a ledger of every row.
 
-    SOURCE is a table of URLs and captions (.parquet, .csv, .tsv, .jsonl), or a folder: one that
-    holds pairs.jsonl, or pictures with captions beside them (cat.jpg and cat.txt).
+    SOURCE is a table of URLs and captions (.parquet, .csv, .tsv, .jsonl), or a folder: one with a
+    .jsonl of files and captions, or pictures with captions beside them (cat.jpg and cat.txt).
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

@@ -65,21 +65,31 @@ def open_source(location: str, columns: SourceColumns) -> Source:
     """Find out what kind of source this is.
 
     Args:
-        location: a table (.parquet, .csv, .tsv, .jsonl), or a folder that holds `pairs.jsonl`, or
-            pictures with captions beside them (`cat.jpg` and `cat.txt`, a caption a line).
+        location: a table (.parquet, .csv, .tsv, .jsonl), or a folder that holds one .jsonl (of
+            several, `pairs.jsonl`), or pictures with captions beside them (`cat.jpg` and
+            `cat.txt`, a caption a line).
 
     Raises:
         ConfigError: there is no such file, it is of another kind, or it lacks a column.
     """
-    path = Path(os.path.expanduser(location))
+    path = Path(os.path.expanduser(location)).absolute()  # workers may stand elsewhere
     if path.is_dir():
-        listed = path / "pairs.jsonl"
-        return TableSource(listed, columns) if listed.exists() else FolderSource(path)
+        listed = _listing(path)
+        return TableSource(listed, columns) if listed else FolderSource(path)
     if not path.exists():
         raise ConfigError(f"{location}: no such file or folder")
     if path.suffix not in _READERS:
         raise ConfigError(f"{location}: is {path.suffix!r}; one of {', '.join(_READERS)} is needed")
     return TableSource(path, columns)
+
+
+def _listing(folder: Path) -> Path | None:
+    """The .jsonl that lists a folder's pictures, if there is one."""
+    found = sorted(folder.glob("*.jsonl"))
+    named = [path for path in found if path.name == "pairs.jsonl"]
+    if len(found) > 1 and not named:
+        raise ConfigError(f"{folder}: holds {len(found)} .jsonl and no pairs.jsonl; name one")
+    return next(iter(named or found), None)
 
 
 class TableSource:
@@ -121,7 +131,7 @@ class FolderSource:
             path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES
         )
         if not self._files:
-            raise ConfigError(f"{folder}: holds neither pairs.jsonl nor pictures")
+            raise ConfigError(f"{folder}: holds neither a .jsonl nor pictures")
 
     def digest(self) -> str:
         sha = hashlib.sha256()

@@ -302,7 +302,7 @@ def test_a_large_folder_comes_in_several_tables(tmp_path):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ConfigError, match=r"neither pairs\.jsonl nor pictures"):
+    with pytest.raises(ConfigError, match=r"neither a \.jsonl nor pictures"):
         open_source(str(tmp_path), PLAIN)
 
 
@@ -390,3 +390,14 @@ def test_captions_in_any_script_pass_through_unchanged(tmp_path_factory, suffix,
     slices = list(cut(open_source(str(path), PLAIN).tables(), rows))
     assert [row for s in slices for row in s.column("captions").to_pylist()] == expected
     assert [row for s in slices for row in s.column("url").to_pylist()] == urls(len(cells))
+
+
+def test_a_folder_is_listed_by_its_only_jsonl_or_by_pairs_jsonl(tmp_path):
+    line = json.dumps({"file": "a.png", "caption": "one"}) + "\n"
+    (tmp_path / "metadata.jsonl").write_text(line)
+    assert open_source(str(tmp_path), SourceColumns()).path.name == "metadata.jsonl"
+    (tmp_path / "more.jsonl").write_text(line)
+    with pytest.raises(ConfigError, match=r"holds 2 \.jsonl and no pairs\.jsonl; name one"):
+        open_source(str(tmp_path), SourceColumns())
+    (tmp_path / "pairs.jsonl").write_text(line)
+    assert open_source(str(tmp_path), SourceColumns()).path.name == "pairs.jsonl"
