@@ -51,7 +51,8 @@ GOOD_SHARD_S = 0.2  # long enough that both workers are busy when the bad shard'
 
 # All of a run, with the ten seconds or so that Ray takes to start.
 NOOP_BOUND_S = 150.0
-FAULT_BOUND_S = 70.0
+HUNG_BOUND_S = 45.0
+MEMORY_BOUND_S = 100.0  # ours tries six times, with back-off
 
 KILL_ABOVE_BYTES = 1536 << 20  # over what is in use when the run begins
 STOP_TAKING_BYTES = 3 << 30  # never the whole machine, even if no kill comes
@@ -194,7 +195,8 @@ def observe(candidate: str, scenario: str) -> dict[str, Any]:
     Raises:
         RuntimeError: it could not be run at all.
     """
-    bound_s = NOOP_BOUND_S if scenario == "noop" else FAULT_BOUND_S
+    bounds = {"noop": NOOP_BOUND_S, "hung": HUNG_BOUND_S}
+    bound_s = bounds.get(scenario, MEMORY_BOUND_S)
     print(f"{scenario}, {candidate}: at most {bound_s:g} s", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="shard_runner-") as name:
         log = Path(name, "log")

@@ -44,6 +44,9 @@ class Folder:
         text = os.fspath(location)
         if "://" not in text:
             return Folder(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        if text.startswith("s3://") and "allow_delayed_open" not in text:
+            # A small file is then one request instead of a multipart upload's three.
+            text += ("&" if "?" in text else "?") + "allow_delayed_open=true"
         try:
             fs, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowInvalid, OSError) as error:

@@ -16,7 +16,7 @@ from pipeline.verify import verify
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-VIT = ["--encoder", "timm:vit_tiny_patch16_224", "--weights", "random", "--batch-size", "4"]
+VIT = ["--encoder", "timm:vit_small_patch16_224", "--weights", "random", "--batch-size", "4"]
 CNN = ["--encoder", "offline:efficientnet_lite0", "--batch-size", "4"]
 
 
@@ -126,7 +126,7 @@ def test_what_was_taken_down_from_raw_does_not_reach_pairs(tmp_path, make_folder
     assert uid not in pairs.shard(0).table.column("uid").to_pylist()
 
 
-@pytest.mark.parametrize(("encoder", "shape"), [(VIT, [197, 192]), (CNN, [49, 1280])])
+@pytest.mark.parametrize(("encoder", "shape"), [(VIT, [197, 384]), (CNN, [49, 1280])])
 def test_features_lie_beside_pairs_and_do_not_depend_on_the_shards(tmp_path, pairs, encoder, shape):
     run("features", tmp_path / "pairs", "--out", tmp_path / "features", *encoder)
     features = Dataset.open(str(tmp_path / "features"), "features")
