@@ -107,6 +107,8 @@ def served(folder: Path) -> Iterator[None]:
                 break
             except OSError:
                 time.sleep(0.1)
+        if server.poll() is not None:
+            raise RuntimeError(f"port {PORT} is taken")
         yield
     finally:
         server.kill()

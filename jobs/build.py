@@ -84,14 +84,16 @@ _PACKAGES = ("viaduct", "ray", "pyarrow", "numpy", "pillow", "torch", "timm", "i
 
 
 @contextlib.contextmanager
-def running(job: Any, folder: Folder) -> Iterator[RunLog]:
-    """One run of a job on the dataset in `folder`: locked, its configuration and log kept there.
+def running(job: Any, draft: Draft) -> Iterator[RunLog]:
+    """One run of a job on a draft: locked, its configuration and log kept in its folder.
 
     Raises:
-        ConfigError: another job is writing there.
+        ConfigError: another job is writing there, or began something else before this one.
     """
+    folder = draft.folder
     with folder.locked(".lock", refuse="another job is writing here"):
-        folder.sweep()
+        Draft.begin(folder, draft.kind, draft.schema, draft.lineage)
+        folder.sweep("ledger", ".work")
         folder.publish(settings.FILE, settings.to_yaml(job))
         log = RunLog(folder)
         try:
@@ -146,10 +148,11 @@ def build(
     records = committed | outcome.done
     if outcome.set_aside and not pool.publish_incomplete:
         raise Incomplete(draft.folder, outcome, len(records))
-    lost = {task.number: task.rows for task in tasks if task.number in outcome.set_aside}
+    lost = [task for task in tasks if task.number in outcome.set_aside]
     return draft.publish(
         [records[task.number] for task in tasks if task.number in records],
-        set_aside=dict(given_up) | lost,
+        set_aside=dict(given_up) | {task.number: task.rows for task in lost},
+        captions_set_aside=sum(task.captions for task in lost),
         pictures=pictures,
         captions=captions,
     )

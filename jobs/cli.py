@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import logging
+import signal
 import sys
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done. 1: a fault of ours or of the cluster. 2: wrong input or damaged data, one line says
-    which. 3: shards were set aside, the rest is committed. 130: stopped by Ctrl-C.
+    which. 3: shards were set aside, the rest is committed. 130: stopped by Ctrl-C or SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -39,10 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     command, *rest = arguments
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way of Ctrl-C
     try:
         done = _parse(command, rest).run()
     except KeyboardInterrupt:
-        print("viaduct: stopped; the same command goes on from here", file=sys.stderr)
+        goes_on = "" if command in ("demo", "inspect") else "; the same command goes on from here"
+        print(f"viaduct {command}: stopped{goes_on}", file=sys.stderr)
         return STOPPED
     except ViaductError as error:
         print(f"viaduct {command}: {error}", file=sys.stderr)
@@ -78,7 +82,8 @@ def _parse(command: str, arguments: list[str]) -> Any:
 
 
 def _with_saved(job: type, arguments: list[str]) -> list[str]:
-    """`--config FILE` replaced by what the file says; later arguments override it."""
+    """`--config FILE` replaced by what the file says; later options override it."""
+    arguments = [word for a in arguments for word in _split_config(a)]
     if "--config" not in arguments:
         return arguments
     at = arguments.index("--config")
@@ -92,6 +97,10 @@ def _with_saved(job: type, arguments: list[str]) -> list[str]:
     )
     saved = settings.to_arguments(arguments[at + 1], positional)
     return [*saved, *arguments[:at], *arguments[at + 2 :]]
+
+
+def _split_config(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def _one_line(box: str) -> str:

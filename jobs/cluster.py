@@ -21,6 +21,10 @@ class ClusterConfig:
     cpus: int | None = None
     """Cores the job's own Ray may use; by default all. Of no effect on a cluster."""
 
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise ConfigError(f"cpus: {self.cpus} is not positive")
+
 
 @contextlib.contextmanager
 def session(config: ClusterConfig) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """`viaduct curate`: unite equal pictures, judge captions, split, and even out the shards."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Annotated
 
@@ -57,10 +57,10 @@ class Curate:
         draft = Draft.begin(folder, "pairs", PAIRS, lineage)
         if published := draft.whole():
             return published
-        with running(self, folder) as log, session(self.cluster):
+        with running(self, draft) as log, session(self.cluster):
             hashes = self._hashes(inputs, folder / ".work", lineage, log)
             plan = self._plan(hashes, folder / ".work", lineage, log)
-            return self._gather(inputs, plan, draft, log)
+            return self._gather(inputs, hashes, plan, draft, log)
 
     def _hashes(self, inputs: "Inputs", work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
         lineage = Lineage("hash", {}, lineage.parents)
@@ -72,21 +72,28 @@ class Curate:
         lineage = Lineage("plan", asdict(self.plan), (hashes.as_parent,))
         draft = Draft.begin(work / "plan", "plan", PLAN, lineage)
         make = partial(_plan_worker, hashes, draft.folder, self.plan)
-        return build(draft, [Task(0, hashes.num_rows)], make, self.pool, log, phase="plan")
+        # Without its one shard there is no plan, so it is never published incomplete.
+        pool = replace(self.pool, publish_incomplete=False)
+        return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="plan")
 
-    def _gather(self, inputs: "Inputs", plan: Dataset, draft: Draft, log: RunLog) -> Dataset:
+    def _gather(
+        self, inputs: "Inputs", hashes: Dataset, plan: Dataset, draft: Draft, log: RunLog
+    ) -> Dataset:
         table = plan.shard(0).table
-        counts = pc.value_counts(table.column("output_shard").drop_null()).to_pylist()
+        by_shard = table.filter(pc.is_valid(table.column("output_shard"))).group_by("output_shard")
+        sums = by_shard.aggregate([("num_captions", "sum"), ("uid", "count")]).to_pylist()
+        tasks = [Task(s["output_shard"], s["uid_count"], s["num_captions_sum"]) for s in sums]
         pictures, captions = left_out(table)
+        lost = inputs.account_of(hashes.manifest.set_aside)
         return build(
             draft,
-            [Task(count["values"], count["counts"]) for count in counts],
+            tasks,
             partial(_gather_worker, inputs, plan, draft.folder, self.split),
             self.pool,
             log,
             phase="gather",
-            pictures=[pictures],
-            captions=[captions],
+            pictures=[pictures, lost[0]],
+            captions=[captions, lost[1]],
         )
 
 
@@ -103,6 +110,19 @@ class Inputs:
     def tasks(self) -> list[Task]:
         counts = (dataset.records[number].entry.rows for dataset, number in self.shards)
         return [Task(number, rows) for number, rows in enumerate(counts)]
+
+    def account_of(self, set_aside: Iterable[int]) -> tuple[Account, Account]:
+        """Pictures and captions of input shards that were set aside: all dropped."""
+        records = [self.shards[number][0].records[self.shards[number][1]] for number in set_aside]
+        captions = sum(record.captions.num_kept for record in records if record.captions)
+        return (
+            Account.all_dropped({"set_aside": sum(record.entry.rows for record in records)}),
+            Account.all_dropped({"picture:set_aside": captions}),
+        )
+
+    def is_down(self, number: int, uid: bytes) -> bool:
+        """Whether a uid was taken down from the dataset of an input shard."""
+        return uid in self.shards[number][0].tombstones
 
     def open(self, number: int, *, verify: bool = False) -> Shard:
         """One input shard; raises DatasetError where it is damaged."""
@@ -136,7 +156,7 @@ def _gather_worker(
 
     def work(task: Task) -> ShardRecord:
         rows = rows_of_shard(table, task.number)
-        curated = gather(rows, lambda number: inputs.open(number).table, split)
+        curated = gather(rows, lambda n: inputs.open(n).table, split, inputs.is_down)
         with new_shard(out, task.number) as shard:
             shard.open(PAIRS, ROWS_PER_BATCH["pairs"]).write(curated.pairs)
             return shard.commit(pictures=curated.pictures, captions=curated.captions)

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
-from model.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
+from model.encoders import EncoderConfig, EncoderSpec, load_encoder
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft
@@ -92,7 +92,7 @@ class Features:
                 return published
             tasks = [Task(r.number, r.entry.rows) for r in pairs.manifest.records]
             make = partial(FeatureWorker, pairs, folder, self.encoder, self.cache, device, spec)
-            with running(self, folder) as log:
+            with running(self, draft) as log:
                 return build(draft, tasks, make, self._pool(device), log, phase="encode")
 
     def _device(self) -> str:
@@ -146,19 +146,21 @@ class FeatureWorker:
 
     def _write(self, writer: ShardWriter, pairs: Shard, rows: range, pictures: list[Any]) -> None:
         present = [picture is not None for picture in pictures]
-        tokens = _encode(self._encoder, [p for p in pictures if p is not None], self._device)
+        tokens = self._encode([p for p in pictures if p is not None])
         uids = pairs.table.column("uid").slice(rows.start, len(rows))
         column = tokens_column(tokens, present, uids.to_pylist(), self._cache.dtype)
         writer.write(pa.table({"uid": uids, "tokens": column}, schema=writer.schema))
 
-
-def _encode(encoder: VisionEncoder, pictures: list[torch.Tensor], device: str) -> np.ndarray:
-    """float32[N, P, C]; on a GPU in mixed precision, as BLIP-2 runs its frozen encoder."""
-    if not pictures:
-        return np.zeros((0, encoder.spec.num_tokens, encoder.spec.width), np.float32)
-    batch = torch.stack(pictures).to(device)
-    with torch.autocast("cuda", torch.float16, enabled=device == "cuda"):
-        return encoder(batch).float().cpu().numpy()
+    def _encode(self, pictures: list[torch.Tensor]) -> np.ndarray:
+        """float32[N, P, C]; on a GPU in mixed precision, as BLIP-2 runs its frozen encoder."""
+        spec = self._encoder.spec
+        if not pictures:
+            return np.zeros((0, spec.num_tokens, spec.width), np.float32)
+        # What is to be stored as bf16 may be too large for fp16 on its way too.
+        half = torch.bfloat16 if self._cache.dtype == "bf16" else torch.float16
+        batch = torch.stack(pictures).to(self._device)
+        with torch.autocast("cuda", half, enabled=self._device == "cuda"):
+            return self._encoder(batch).float().cpu().numpy()
 
 
 def _spec(config: EncoderConfig) -> EncoderSpec:

@@ -67,10 +67,14 @@ class Ingest:
         )
         draft = Draft.begin(folder, "raw", RAW, lineage)
         if published := draft.whole():
+            (folder / ".work").remove()  # a kill may have come before the removal below
             return published
-        with running(self, folder) as log:
+        with running(self, draft) as log:
             slices = _slices(source, folder, lineage, self.shard_rows, log)
-            tasks = [Task(r.number, r.entry.rows) for r in slices.manifest.records]
+            tasks = [
+                Task(r.number, r.entry.rows, r.captions.num_in if r.captions else 0)
+                for r in slices.manifest.records
+            ]
             make_worker = partial(
                 _worker, slices, folder, self.picture, self.fetch, source.folder, self.shard_rows
             )
@@ -84,8 +88,7 @@ def _slices(source: Source, folder: Folder, lineage: Lineage, rows: int, log: Ru
     """The source cut into slices, each the input of one shard; made once, then found again."""
     lineage = Lineage("cut", {"shard_rows": rows}, lineage.parents)
     draft = Draft.begin(folder / ".work" / "source", "source", SOURCE, lineage)
-    published = draft.published()
-    if published is not None:
+    if published := draft.whole():
         return published
     with log.phase("cut") as entry:
         records = []

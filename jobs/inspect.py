@@ -1,6 +1,7 @@
 """`viaduct inspect`: what is in a dataset, whether it is whole, and some of its pictures."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,8 @@ import tyro
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.manifest import MANIFEST
 from pipeline.schemas import KEPT
-from pipeline.shard import read_record
+from pipeline.shard import MANIFEST, all_committed
 from pipeline.storage import Folder
 from pipeline.verify import verify
 
@@ -51,18 +51,24 @@ class Inspect:
         """
         folder = Folder.at(self.dataset)
         if folder.size(MANIFEST) is None and folder.size(DRAFT) is not None:
+            if self.verify or self.pictures is not None:
+                raise ConfigError(f"{folder}: not finished; run its job again before this")
             self._print(_draft_facts(folder))
             return
         dataset = Dataset.open(folder)
         self._print(_facts(dataset))
         if self.pictures is not None:
             count = write_pictures(dataset, Path(self.pictures), self.num_pictures)
-            print(f"{count} pictures written to {self.pictures}")
+            self._say(f"{count} pictures written to {self.pictures}")
         if self.verify:
             faults = list(verify(dataset))
             if faults:
                 raise DatasetError("\n".join(faults))
-            print(f"verified: {dataset.num_bytes:,} bytes in {len(dataset.records)} shards")
+            self._say(f"verified: {dataset.num_bytes:,} bytes in {len(dataset.records)} shards")
+
+    def _say(self, text: str) -> None:
+        """Print a line beside the facts; where these are JSON, not among them."""
+        print(text, file=sys.stderr if self.json else sys.stdout)
 
     def _print(self, facts: dict[str, Any]) -> None:
         print(json.dumps(facts, indent=1) if self.json else "\n".join(_lines(facts)))
@@ -72,11 +78,14 @@ def write_pictures(dataset: Dataset, folder: Path, count: int) -> int:
     """Write pictures of `raw` or `pairs` with their kept captions; returns how many.
 
     Raises:
-        ConfigError: the dataset holds no pictures.
+        ConfigError: the dataset holds no pictures, or the folder cannot be made.
     """
     if "picture" not in dataset.manifest.schema:
         raise ConfigError(f"{dataset.folder}: holds {dataset.kind!r}, which has no pictures")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"pictures: {folder}: {error.strerror}") from error
     written = 0
     rows = np.linspace(0, dataset.num_rows - 1, min(count, dataset.num_rows)).astype(int)
     for number, row in _places(dataset, sorted(set(rows.tolist()))):
@@ -123,9 +132,7 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
 def _draft_facts(folder: Folder) -> dict[str, Any]:
     """A dataset that is not finished: what is committed so far, from the records alone."""
     draft = folder.read_json(DRAFT)
-    stems = (name.removesuffix(".json") for name in folder.files() if name.endswith(".json"))
-    found = (read_record(folder, int(stem)) for stem in stems if stem.isdigit())
-    records = [record for record in found if record is not None]
+    records = all_committed(folder).values()
     captions = [record.captions for record in records if record.captions is not None]
     return {
         "dataset": str(folder),

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from pipeline.errors import ConfigError, DatasetError, ViaductError
+from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 from pipeline.shard import ShardRecord
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class Task:
     """Of the shard, in the dataset that is made."""
     rows: int
     """Rows that come in: the weight in progress and accounts."""
+    captions: int = 0
+    """Captions that come in, for the account if the shard is set aside."""
 
 
 @dataclass
@@ -242,7 +244,7 @@ class _Pool:
 
     def _raised(self, slot: _Slot, cause: BaseException) -> None:
         """A worker raised; its process is sound."""
-        reason = f"{type(cause).__name__}: {_first_line(cause)}"
+        reason = f"{type(cause).__name__}: {first_line(cause)}"
         if isinstance(cause, ConfigError):
             raise cause
         if slot.task is None:
@@ -341,8 +343,4 @@ def _exit_detail(error: BaseException) -> str:
     for line in str(error).splitlines():
         if "exit detail" in line.lower():
             return line.strip()
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+    return first_line(error)

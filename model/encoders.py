@@ -5,6 +5,7 @@ second-last block with [CLS] and without the final norm (BLIP-2, section 3.1: 39
 blocks, 23 of CLIP-L's 24), of a CNN its last feature map.
 """
 
+import copy
 import difflib
 import hashlib
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import offline
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
     """
     kind, _, name = config.encoder.partition(":")
     if kind == "offline" and name == "efficientnet_lite0":
+        if config.weights != "pretrained":
+            raise ConfigError(f"weights: {config.weights!r}, but {config.encoder} has its own")
         backbone = offline.efficientnet_lite0()
     elif kind == "timm":
         backbone = _timm_model(name, config)
@@ -95,17 +99,43 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
         raise ConfigError(
             f"encoder: {config.encoder!r} is neither timm:NAME nor offline:efficientnet_lite0"
         )
+    backbone.eval()
     transform = _transform(backbone)
     digest = weights_digest(backbone)
     layer = _check_layer(backbone, config.layer)
+    probe = torch.rand(1, *transform["input_size"], generator=torch.Generator().manual_seed(0))
+    tokens = _probe(config.encoder, backbone, probe, layer)
     if not _is_vit(backbone):
-        offline.fold_batch_norms(backbone)
-        backbone = backbone.to(memory_format=torch.channels_last)
-    backbone = backbone.eval()
-    with torch.inference_mode():
-        shape = _tokens(backbone, torch.zeros(1, *transform["input_size"]), layer).shape
-    spec = EncoderSpec(config.encoder, digest, layer, shape[1], shape[2], transform)
+        backbone = _folded(backbone, probe, tokens).to(memory_format=torch.channels_last)
+    spec = EncoderSpec(config.encoder, digest, layer, tokens.shape[1], tokens.shape[2], transform)
     return VisionEncoder(backbone, spec)
+
+
+def _probe(name: str, backbone: nn.Module, picture: Tensor, layer: int) -> Float[Tensor, "1 P C"]:
+    """The tokens of one picture; raises ConfigError where the model gives none."""
+    try:
+        with torch.inference_mode():
+            tokens = _tokens(backbone, picture, layer)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"encoder: {name} gives no tokens: {first_line(error)}") from error
+    if tokens.ndim != 3 or tokens.shape[1] < 2:
+        raise ConfigError(f"encoder: {name} gives {tuple(tokens.shape)}, not (1, P, C) with P > 1")
+    return tokens
+
+
+def _folded(backbone: nn.Module, picture: Tensor, expected: Tensor) -> nn.Module:
+    """The CNN with its batch norms folded, or as it was where folding changes what it computes.
+
+    A norm that is defined after a convolution need not be what runs after it.
+    """
+    folded = copy.deepcopy(backbone)
+    try:
+        offline.fold_batch_norms(folded)
+        with torch.inference_mode():
+            error = (_tokens(folded, picture, -1) - expected).abs().max() / expected.abs().max()
+    except RuntimeError:
+        return backbone
+    return folded if error < 1e-3 else backbone
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -127,16 +157,17 @@ def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
         if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
             maps = maps.movedim(-1, 1)
         return maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
-    ((patches, prefix),) = backbone.forward_intermediates(
+    has_prefix = getattr(backbone, "num_prefix_tokens", 0) > 0  # SigLIP's have no [CLS]
+    (found,) = backbone.forward_intermediates(
         pictures,
         indices=[len(backbone.blocks) + layer],
-        return_prefix_tokens=True,
+        return_prefix_tokens=has_prefix,
         norm=False,
         stop_early=True,
         output_fmt="NLC",
         intermediates_only=True,
     )
-    return torch.cat([prefix, patches], dim=1)
+    return torch.cat([found[1], found[0]], dim=1) if has_prefix else found
 
 
 def _check_layer(backbone: Any, layer: int) -> int:
@@ -159,13 +190,15 @@ def _timm_model(name: str, config: EncoderConfig) -> nn.Module:
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"encoder: timm has no {architecture!r}{hint}")
-    if config.weights == "random":
-        torch.manual_seed(0)
-        return timm.create_model(name, pretrained=False, num_classes=0)
     if config.weights == "pretrained":
         return _pretrained(name)
-    model = timm.create_model(name, pretrained=False, num_classes=0)
-    _load_weights(model, config.weights)
+    torch.manual_seed(0)
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    except RuntimeError as error:
+        raise ConfigError(f"encoder: timm:{name}: {first_line(error)}") from error
+    if config.weights != "random":
+        _load_weights(model, config.weights)
     return model
 
 
@@ -173,9 +206,8 @@ def _pretrained(name: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"encoder: the weights of timm:{name} cannot be had ({reason}); "
+            f"encoder: the weights of timm:{name} cannot be had ({first_line(error)}); "
             "give --weights FILE.safetensors, or --weights random for a trial"
         ) from error
 
@@ -186,8 +218,11 @@ def _load_weights(model: nn.Module, file: str) -> None:
         raise ConfigError(
             f"weights: {file!r} is neither pretrained, random nor an existing .safetensors file"
         )
-    weights = load_file(path)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        lines = str(error).splitlines()  # torch names the tensor in the second
+        raise ConfigError(f"weights: {file}: {' '.join(lines[:2])}") from error
     unexpected = [
         name for name in unexpected if not name.startswith(("head.", "fc.", "classifier."))
     ]

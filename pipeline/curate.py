@@ -1,10 +1,12 @@
 """The third phase of curate: the pairs of one output shard, gathered as the plan says."""
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.accounting import Account
@@ -57,52 +59,79 @@ class Curated:
     captions: Account
 
 
-def gather(plan: pa.Table, open_input: Callable[[int], pa.Table], split: SplitConfig) -> Curated:
+def gather(
+    plan: pa.Table,
+    open_input: Callable[[int], pa.Table],
+    split: SplitConfig,
+    is_down: Callable[[int, bytes], bool] = lambda number, uid: False,
+) -> Curated:
     """Make one output shard.
 
     Args:
         plan: the plan's rows for this shard, in order.
         open_input: number of an input shard to its rows (`schemas.RAW`).
         split: see there.
+        is_down: whether a uid was taken down from an input shard after the plan was made. Copies of
+            a kept picture that is down go with it.
     """
-    rows = _input_rows(plan, open_input)
-    outcomes = plan.column("outcome").to_pylist()
-    kept = [number for number, outcome in enumerate(outcomes) if outcome == KEPT]
-
-    incoming = rows.column("captions").to_pylist()
+    tables = {number: open_input(number) for number in set(plan.column("input_shard").to_pylist())}
+    groups = _groups(plan, is_down)
+    incoming = _take(plan, tables, ["captions"]).column("captions").to_pylist()
+    outcomes: list[str] = []
     captions: list[list[Caption]] = []
-    num_in = num_equal = 0
-    for first, end in pairwise([*kept, len(outcomes)]):
-        group = [caption for number in range(first, end) for caption in incoming[number]]
-        united, equal = unite(judge(caption) for caption in group)
-        captions.append(united)
-        num_in += len(group)
-        num_equal += equal
+    dropped: Counter[str] = Counter()
+    for first, group in groups:
+        outcomes += group
+        texts = []
+        for number, outcome in enumerate(group, first):
+            if outcome == _DOWN:
+                dropped[f"picture:{_DOWN}"] += len(incoming[number])
+            else:
+                texts += [judge(caption) for caption in incoming[number]]
+        if group[0] == KEPT:
+            united, num_equal = unite(texts)
+            captions.append(united)
+            dropped["duplicate"] += num_equal
 
-    pixels = plan.column("pixels").take(pa.array(kept, pa.int64())).to_pylist()
-    pairs = rows.take(pa.array(kept, pa.int64()))
+    kept = plan.filter(pa.array([outcome == KEPT for outcome in outcomes], pa.bool_()))
+    pairs = _take(kept, tables, RAW.names)
     columns = {name: pairs.column(name) for name in RAW.names}
     columns["captions"] = pa.array(captions, RAW.field("captions").type)
+    pixels = kept.column("pixels").to_pylist()
     columns["split"] = pa.array([split_of(digest, split) for digest in pixels], pa.string())
-    statuses = [caption["status"] for group in captions for caption in group]
+    judged = Account.of(caption["status"] for united in captions for caption in united)
     return Curated(
         pairs=pa.table(columns, schema=PAIRS),
         pictures=Account.of(outcomes),
-        captions=Account.of([*statuses, *["duplicate"] * num_equal]),
+        captions=Account.total([judged, Account.all_dropped(dropped)]),
     )
 
 
-def _input_rows(plan: pa.Table, open_input: Callable[[int], pa.Table]) -> pa.Table:
-    """The input rows that the plan names, in its order; each input shard is opened once."""
-    shards = plan.column("input_shard").to_pylist()
-    tables = {number: open_input(number) for number in sorted(set(shards))}
-    offsets, start = {}, 0
-    for number, table in tables.items():
-        offsets[number] = start
-        start += table.num_rows
-    rows = [
-        offsets[shard] + row
-        for shard, row in zip(shards, plan.column("input_row").to_pylist(), strict=True)
-    ]
-    every = pa.concat_tables(tables.values()) if tables else RAW.empty_table()
-    return every.take(pa.array(rows, pa.int64()))
+_DOWN = "taken_down"
+
+
+def _groups(
+    plan: pa.Table, is_down: Callable[[int, bytes], bool]
+) -> Iterator[tuple[int, list[str]]]:
+    """Each kept picture with its copies: the number of its row in the plan, and their outcomes."""
+    outcomes = plan.column("outcome").to_pylist()
+    inputs, uids = plan.column("input_shard").to_pylist(), plan.column("uid").to_pylist()
+    down = [is_down(number, uid) for number, uid in zip(inputs, uids, strict=True)]
+    kept = [number for number, outcome in enumerate(outcomes) if outcome == KEPT]
+    for first, end in pairwise([*kept, len(outcomes)]):
+        yield (
+            first,
+            [_DOWN if down[first] or down[row] else outcomes[row] for row in range(first, end)],
+        )
+
+
+def _take(plan: pa.Table, tables: Mapping[int, pa.Table], columns: list[str]) -> pa.Table:
+    """The input rows that the plan names, in its order; nothing else is copied."""
+    inputs = plan.column("input_shard").to_numpy()
+    rows = plan.column("input_row").to_numpy()
+    order = np.argsort(inputs, kind="stable")
+    parts = [RAW.empty_table().select(columns)]
+    for number in np.unique(inputs).tolist():
+        wanted = pa.array(rows[order][inputs[order] == number], pa.int64())
+        parts.append(tables[number].select(columns).take(wanted))
+    return pa.concat_tables(parts).take(pa.array(np.argsort(order), pa.int64()))

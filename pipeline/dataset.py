@@ -9,10 +9,10 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Parent
-from pipeline.manifest import MANIFEST, Manifest
+from pipeline.manifest import Manifest
 from pipeline.pictures import decode_stored
 from pipeline.schemas import describe
-from pipeline.shard import ShardRecord
+from pipeline.shard import MANIFEST, ShardRecord
 from pipeline.storage import Folder
 from pipeline.tombstones import live_mask, read_tombstones
 

@@ -10,9 +10,9 @@ from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Lineage
-from pipeline.manifest import FORMAT, MANIFEST, Manifest
+from pipeline.manifest import FORMAT, Manifest
 from pipeline.schemas import ROWS_PER_BATCH, describe
-from pipeline.shard import ShardRecord, read_record
+from pipeline.shard import MANIFEST, ShardRecord, all_committed
 from pipeline.storage import Folder
 
 
@@ -36,7 +36,7 @@ class Draft:
         draft = Draft(folder, kind, schema, lineage)
         there = _begun_as(folder)
         if there is None:
-            others = [name for name in folder.files() if not name.startswith(".")]
+            others = [name for name in folder.entries() if not name.startswith(".")]
             if others:
                 raise ConfigError(f"{folder}: holds {others[0]} and no dataset; choose another")
             folder.create()
@@ -54,22 +54,8 @@ class Draft:
         return ROWS_PER_BATCH[self.kind]
 
     def committed(self) -> dict[int, ShardRecord]:
-        """The records of the shards that are here and whole, by number.
-
-        A shard with a damaged record counts as absent and is made again.
-        """
-        found = {}
-        for name in self.folder.files():
-            stem = name.removesuffix(".json")
-            if name.endswith(".json") and stem.isdigit():
-                try:
-                    record = read_record(self.folder, int(stem))
-                except DatasetError:
-                    self.folder.remove_file(name)
-                    continue
-                if record is not None:
-                    found[record.number] = record
-        return found
+        """The records of the shards that are here and whole, by number."""
+        return all_committed(self.folder)
 
     def published(self) -> Dataset | None:
         """The dataset if it is published, whether or not all its files are still there."""
@@ -78,15 +64,18 @@ class Draft:
     def whole(self) -> Dataset | None:
         """The dataset if it is published and all its files are there: nothing is left to do."""
         published = self.published()
-        if published is None or published.records.keys() - self.committed().keys():
+        if published is None:
             return None
-        return published
+        here = self.committed()
+        whole = all(here.get(number) == record for number, record in published.records.items())
+        return published if whole else None
 
     def publish(
         self,
         records: Iterable[ShardRecord],
         *,
         set_aside: Mapping[int, int] | None = None,
+        captions_set_aside: int = 0,
         pictures: Sequence[Account] = (),
         captions: Sequence[Account] = (),
     ) -> Dataset:
@@ -95,6 +84,7 @@ class Draft:
         Args:
             records: of all shards.
             set_aside: shards that could not be made: number to rows that came in.
+            captions_set_aside: captions that came in for them.
             pictures, captions: what belongs to no shard, such as rows left out by a plan.
 
         Raises:
@@ -102,7 +92,8 @@ class Draft:
         """
         records = tuple(sorted(records, key=lambda record: record.number))
         set_aside = dict(set_aside or {})
-        lost = Account.all_dropped({"set_aside": sum(set_aside.values())} if set_aside else {})
+        lost = Account.all_dropped({"set_aside": sum(set_aside.values())})
+        lost_captions = Account.all_dropped({"picture:set_aside": captions_set_aside})
         has_captions = "captions" in self.schema.names
         caption_accounts = [r.captions for r in records if r.captions is not None]
         manifest = Manifest(
@@ -112,7 +103,11 @@ class Draft:
             records=records,
             set_aside=set_aside,
             pictures=Account.total([*(r.pictures for r in records), lost, *pictures]),
-            captions=Account.total([*caption_accounts, *captions]) if has_captions else None,
+            captions=(
+                Account.total([*caption_accounts, lost_captions, *captions])
+                if has_captions
+                else None
+            ),
             lineage=self.lineage,
         )
         earlier = self.published()
@@ -123,7 +118,7 @@ class Draft:
             )
         self.folder.publish_json(MANIFEST, manifest.to_json())
         self.folder.remove_file(DRAFT)
-        self.folder.sweep()
+        self.folder.sweep(*{name for record in records for name in record.attachments})
         return Dataset.open(self.folder)
 
     def _intent(self) -> dict[str, Any]:

@@ -11,3 +11,8 @@ class ConfigError(ViaductError):
 
 class DatasetError(ViaductError):
     """A stored file breaks its record. Its text names the file; the shard is set aside."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,6 @@ from pipeline.lineage import Lineage, canonical_digest
 from pipeline.shard import ShardRecord
 
 FORMAT = "viaduct/1"
-MANIFEST = "dataset.json"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The second phase of curate: which picture goes where. Works on columns of hashes alone.
 
-Its memory is that of the hashes, some 60 bytes a picture, whatever the pictures weigh.
+Its memory is some 400 bytes a picture, whatever the pictures weigh.
 """
 
 from bisect import bisect_left

@@ -101,6 +101,10 @@ class ShardRecord:
         return record
 
 
+MANIFEST = "dataset.json"
+"""Published last, with the records of all shards (`pipeline.manifest`)."""
+
+
 def record_name(number: int) -> str:
     return f"{number:05d}.json"
 
@@ -203,9 +207,9 @@ class ShardDraft:
         # What cannot be read back is never written.
         ShardRecord.from_json(record.to_json(), record_name(self.number))
         with self.folder.locked(_COMMIT_LOCK):
-            earlier = read_record(self.folder, self.number)
-            if earlier is not None:
-                return _agreed(self.folder, earlier, record)
+            _check_agreement(self.folder, record)
+            if committed(self.folder, self.number) is not None:
+                return record
             for writer, entry in zip(self._writers.values(), record.files, strict=True):
                 writer.file.publish(entry.file.rpartition("/")[2])
             self.folder.publish_json(record_name(self.number), record.to_json())
@@ -226,10 +230,31 @@ def new_shard(folder: Folder, number: int) -> Iterator[ShardDraft]:
         yield ShardDraft(folder, number, stack)
 
 
-def _agreed(folder: Folder, earlier: ShardRecord, later: ShardRecord) -> ShardRecord:
-    if earlier.to_json() != later.to_json():
-        raise DatasetError(
-            f"{folder}/{record_name(later.number)}: two attempts at this shard disagree: "
-            f"digest {earlier.entry.digest[:16]} is committed, {later.entry.digest[:16]} came now"
-        )
-    return earlier
+def committed(folder: Folder, number: int) -> ShardRecord | None:
+    """The record of a shard that is here and whole; a damaged record counts as absent."""
+    try:
+        return read_record(folder, number)
+    except DatasetError:
+        return None
+
+
+def all_committed(folder: Folder) -> dict[int, ShardRecord]:
+    """The records of the shards that are here and whole, by number."""
+    stems = (name.removesuffix(".json") for name in folder.files() if name.endswith(".json"))
+    found = (committed(folder, int(stem)) for stem in stems if stem.isdigit())
+    return {record.number: record for record in found if record is not None}
+
+
+def _check_agreement(folder: Folder, record: ShardRecord) -> None:
+    """Refuse a shard that differs from what is committed, or published, under its number."""
+    earlier = committed(folder, record.number)
+    there = [] if earlier is None else [earlier.to_json()]
+    published = folder.read_json(MANIFEST)
+    if published is not None:
+        there += [shard for shard in published["shards"] if shard["shard"] == record.number]
+    for other in there:
+        if other != record.to_json():
+            raise DatasetError(
+                f"{folder}/{record_name(record.number)}: two attempts at this shard disagree: "
+                f"digest {other['digest'][:16]} is there, {record.entry.digest[:16]} came now"
+            )

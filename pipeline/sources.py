@@ -8,7 +8,7 @@ is still the same.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.schemas import SOURCE
 from pipeline.uids import uid_of, uid_of_url
 
@@ -35,7 +35,7 @@ class SourceColumns:
     """Names of the columns of a table."""
 
     url_column: str = "url"
-    """Column with the picture's URL."""
+    """Column with the picture's URL; empty where the file column is to be used."""
 
     file_column: str = "file"
     """Column with the picture's path in the folder, used instead where there is no URL."""
@@ -98,7 +98,10 @@ class TableSource:
     def __init__(self, path: Path, columns: SourceColumns) -> None:
         self.path = path
         names = _column_names(path)
-        self._column = _either(path, names, columns.url_column, columns.file_column)
+        locations = [columns.url_column, columns.file_column]
+        if columns.url_column not in ("", SourceColumns.url_column):  # asked for by name
+            locations.pop()
+        self._column = _either(path, names, *filter(None, locations))
         self._by_url = self._column == columns.url_column
         self.folder = None if self._by_url else path.parent
         wanted = [columns.caption_column] if columns.caption_column else ["caption", "captions"]
@@ -118,8 +121,8 @@ class TableSource:
                 yield _source_table(
                     _texts(batch.column(self._column)), batch.column(self._captions), uid
                 )
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ConfigError(f"{self.path}: cannot be read: {_first_line(error)}") from error
+        except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{self.path}: cannot be read: {first_line(error)}") from error
 
 
 class FolderSource:
@@ -164,7 +167,8 @@ def _captions_beside(picture: Path) -> list[str]:
     text = picture.with_suffix(".txt")
     if not text.is_file():
         return []
-    return text.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = text.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n")
+    return lines.split("\n") if lines else []
 
 
 def _texts(column: Any) -> list[str]:
@@ -193,6 +197,8 @@ def _text(cell: Any) -> str:
 
 def _either(path: Path, names: list[str], *wanted: str) -> str:
     for name in wanted:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: has the column {name!r} {names.count(name)} times")
         if name in names:
             return name
     raise ConfigError(f"{path}: has no column {' or '.join(map(repr, wanted))}, only {names}")
@@ -204,14 +210,19 @@ def _column_names(path: Path) -> list[str]:
             return list(pa.parquet.read_schema(path).names)
         if path.suffix == ".jsonl":
             with path.open("rb") as file:
-                rows = [json.loads(line) for line in islice(file, _LINES_FOR_NAMES)]
+                rows = [json.loads(line or b"null") for line in _stripped(file)]
+            rows = [row for row in rows if row is not None]
             if not all(isinstance(row, dict) for row in rows):
                 raise ValueError("a line holds no JSON object")
             return list(dict.fromkeys(name for row in rows for name in row))
         with pa.csv.open_csv(path, parse_options=_csv_options(path)) as reader:
             return list(reader.schema.names)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _stripped(lines: Iterable[bytes]) -> list[bytes]:
+    return [line.strip() for line in islice(lines, _LINES_FOR_NAMES)]
 
 
 def _csv_options(path: Path) -> pa.csv.ParseOptions:
@@ -233,7 +244,7 @@ def _read_csv(path: Path, location: str, captions: str) -> Iterator[pa.RecordBat
 
 def _read_jsonl(path: Path, location: str, captions: str) -> Iterator[pa.RecordBatch]:
     with path.open("rb") as file:
-        cells = (json.loads(line).get(captions) for line in file)
+        cells = (json.loads(line or b"{}").get(captions) for line in map(bytes.strip, file))
         first = next((cell for cell in cells if cell is not None), None)
     kind = pa.list_(pa.string()) if isinstance(first, list) else pa.string()
     with pa.json.open_json(
@@ -250,10 +261,6 @@ def _read_jsonl(path: Path, location: str, captions: str) -> Iterator[pa.RecordB
 def _read_parquet(path: Path, location: str, captions: str) -> Iterator[pa.RecordBatch]:
     with pa.parquet.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=8192, columns=[location, captions])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _READERS = {

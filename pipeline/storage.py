@@ -14,7 +14,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -43,7 +42,7 @@ class Folder:
         """
         text = os.fspath(location)
         if "://" not in text:
-            return Folder(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            return Folder(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
         if text.startswith("s3://") and "allow_delayed_open" not in text:
             # A small file is then one request instead of a multipart upload's three.
             text += ("&" if "?" in text else "?") + "allow_delayed_open=true"
@@ -81,6 +80,11 @@ class Folder:
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         infos = self.fs.get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+
+    def entries(self) -> list[str]:
+        """Names of all that is directly in the folder, sorted; none if there is no folder."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.fs.get_file_info(selector))
 
     def create(self) -> None:
         """Create the folder and its parents, unless they are there."""
@@ -163,12 +167,16 @@ class Folder:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
-    def sweep(self) -> None:
-        """Remove what killed attempts left here and below; only while no other job writes here."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=True)
-        for info in self.fs.get_file_info(selector):
-            if info.base_name.startswith(TEMPORARY):
-                self.fs.delete_file(info.path)
+    def sweep(self, *below: str) -> None:
+        """Remove what killed attempts left here; only while no other job writes here.
+
+        Args:
+            below: subfolders to sweep too.
+        """
+        for folder in (self, *(self / name for name in below)):
+            for name in folder.files():
+                if name.startswith(TEMPORARY):
+                    folder.remove_file(name)
 
     @contextlib.contextmanager
     def locked(self, name: str, *, refuse: str | None = None) -> Iterator[None]:

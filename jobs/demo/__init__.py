@@ -28,6 +28,10 @@ _CAUGHT_AS = {
 }
 
 
+_MARK = ".viaduct-demo"
+"""The file that makes a folder a demo's, to be made anew by the next one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Draw a procedural web, serve it on loopback, and take it from URLs to features.
@@ -49,6 +53,8 @@ class Demo:
     def __post_init__(self) -> None:
         if self.scenes < 10:
             raise ConfigError(f"scenes: {self.scenes} is less than 10")
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed} is negative")
 
     def run(self) -> None:
         """Run all jobs and print what became of the planted faults.
@@ -57,10 +63,12 @@ class Demo:
             ViaductError: a fault was missed or miscounted.
         """
         home = Path(self.out)
-        if home.exists() and not (home / "urls.jsonl").exists():
+        if home.exists() and not (home / _MARK).exists():
             raise ConfigError(f"{home}: exists and is no demo's folder; choose another --out")
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
+        for name in ("raw", "pairs", "features", "look"):
+            shutil.rmtree(home / name, ignore_errors=True)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / _MARK).touch()
         pages = make_pages(self.scenes, self.seed)
         with session(self.cluster):
             with served(pages, self.seed) as address:

@@ -58,6 +58,7 @@ def test_unknown_options_and_wrong_values(fails):
     assert "shard_rows: 0 is not positive" in fails("ingest", "x", "--out", "y", "--shard-rows", 0)
     assert "jpeg_quality: 101" in fails("ingest", "x", "--out", "y", "--jpeg-quality", 101)
     assert "test_share: 2.0" in fails("curate", "x", "--out", "y", "--test-share", 2)
+    assert "cpus: 0 is not positive" in fails("ingest", "x", "--out", "y", "--cpus", 0)
     assert "layer: 1" in fails("features", "x", "--out", "y", "--layer", 1)
 
 
@@ -90,9 +91,17 @@ def test_a_saved_configuration_runs_again_and_later_options_override_it(tmp_path
     file = tmp_path / "config.yaml"
     file.write_bytes(settings.to_yaml(job))
     assert _parse("ingest", ["--config", str(file)]) == job
+    assert _parse("ingest", [f"--config={file}"]) == job
     changed = _parse("ingest", ["--config", str(file), "--shard-rows", "9"])
     assert changed.shard_rows == 9
     assert changed.source == "pairs.jsonl"
+
+
+def test_a_demo_removes_only_what_a_demo_made(fails, tmp_path):
+    (tmp_path / "urls.jsonl").write_text("mine")
+    line = fails("demo", "--out", tmp_path, "--scenes", 10)
+    assert "exists and is no demo's folder" in line
+    assert (tmp_path / "urls.jsonl").read_text() == "mine"
 
 
 def test_a_saved_configuration_that_is_wrong_is_named(fails, tmp_path):

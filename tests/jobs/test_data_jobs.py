@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -277,3 +278,70 @@ def test_a_reader_written_from_the_format_page_alone_agrees(tmp_path, pairs):
             assert account["in"] == account["kept"] + sum(account["dropped"].values())
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     assert manifest["digest"] == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_curate_without_a_damaged_shard_of_raw_counts_what_it_lacks(tmp_path, pairs):
+    damage(tmp_path / "raw" / "00001.arrow")
+    lost = Dataset.open(str(tmp_path / "raw")).records[1]
+    command = ["curate", tmp_path / "raw", "--out", tmp_path / "again"]
+    assert main([str(word) for word in command]) == 2
+    run(*command, "--publish-incomplete")
+    again = Dataset.open(str(tmp_path / "again"))
+    assert again.manifest.pictures.num_in == 30
+    assert again.manifest.pictures.dropped["set_aside"] == lost.entry.rows
+    assert again.manifest.captions.num_in == pairs.manifest.captions.num_in
+    assert again.manifest.captions.dropped["picture:set_aside"] == lost.captions.num_kept
+
+
+def test_ingest_without_shards_that_took_too_long_counts_their_captions(tmp_path, make_folder):
+    command = ["ingest", make_folder(9), "--out", tmp_path / "raw", "--attempts", 1]
+    run(*command, "--deadline-s", 0.001, "--publish-incomplete")
+    raw = Dataset.open(str(tmp_path / "raw"))
+    assert raw.manifest.pictures == Account(9, 0, {"set_aside": 9})
+    assert raw.manifest.captions == Account(12, 0, {"picture:set_aside": 12})
+
+
+def test_a_shard_that_would_be_rebuilt_otherwise_is_refused_each_time(tmp_path, pairs, capsys):
+    command = ["features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT]
+    run(*command)
+    add_tombstones(pairs.folder, [pairs.shard(1).table.column("uid")[0].as_py()])
+    (tmp_path / "features" / "00001.arrow").unlink()
+    for _ in range(2):
+        assert main([str(word) for word in command]) == 2
+        assert "two attempts at this shard disagree" in capsys.readouterr().err
+        assert not (tmp_path / "features" / "00001.arrow").exists()
+
+
+def test_sources_from_which_nothing_arrives_end_well(tmp_path):
+    (tmp_path / "urls.csv").write_text("url,caption\nftp://x/a.png,one\nnonsense,two\n")
+    run("ingest", tmp_path / "urls.csv", "--out", tmp_path / "raw")
+    run("curate", tmp_path / "raw", "--out", tmp_path / "pairs")
+    run("features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT)
+    assert Dataset.open(str(tmp_path / "raw")).manifest.pictures.num_in == 2
+    assert Dataset.open(str(tmp_path / "features")).num_rows == 0
+
+
+def test_inspect_of_an_unfinished_dataset_shows_it_and_verifies_nothing(tmp_path, pairs, capsys):
+    (tmp_path / "pairs" / "dataset.json").unlink()
+    intent = {"kind": "pairs", "schema": {}, "lineage": {}}
+    (tmp_path / "pairs" / ".draft.json").write_text(json.dumps(intent))
+    capsys.readouterr()
+    run("inspect", tmp_path / "pairs")
+    assert "goes on where it stopped" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "pairs"), "--verify"]) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+def test_inspect_as_json_prints_json_alone(tmp_path, pairs, capsys):
+    capsys.readouterr()
+    run("inspect", tmp_path / "pairs", "--json", "--verify", "--pictures", tmp_path / "look")
+    assert json.loads(capsys.readouterr().out)["rows"] == 26
+    (tmp_path / "file").touch()
+    command = ["inspect", tmp_path / "pairs", "--pictures", tmp_path / "file"]
+    assert main([str(word) for word in command]) == 2

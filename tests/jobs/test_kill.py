@@ -119,13 +119,14 @@ def test_a_job_whose_worker_is_killed_ends_by_itself_with_the_same_digest(unbrok
     assert digest == digests[step]
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(unbroken):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_cleanly_and_say_how_to_go_on(unbroken, stop):
     source, digests = unbroken
-    home = source / "interrupted"
+    home = source / stop.name
     home.mkdir()
     job = start(home, "ingest")
     wait_until((home / "raw" / "00002.json").exists, job)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(stop)
     assert job.wait(timeout=60) == 130
     log = (home / "log.txt").read_text()
     assert "stopped; the same command goes on from here" in log

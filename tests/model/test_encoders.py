@@ -108,6 +108,12 @@ def test_weights_come_from_a_safetensors_file(tmp_path):
     encoder = load_encoder(config)
     assert torch.equal(encoder.backbone.cls_token, model.cls_token)
 
+    (tmp_path / "damaged.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ConfigError, match=r"damaged\.safetensors"):
+        load_encoder(
+            EncoderConfig(encoder=VIT.encoder, weights=str(tmp_path / "damaged.safetensors"))
+        )
+
     short = dict(model.state_dict())
     del short["cls_token"]
     save_file(short, tmp_path / "weights.safetensors")
@@ -129,11 +135,43 @@ def test_the_transform_is_the_encoders_own():
         ({"encoder": "offline:resnet"}, "neither timm:NAME nor offline"),
         ({"encoder": VIT.encoder, "weights": "weights.bin"}, r"weights: 'weights\.bin' is neither"),
         ({"encoder": VIT.encoder, "weights": "random", "layer": -13}, "has 12 blocks"),
+        ({"encoder": "timm:cait_xxs24_224", "weights": "random"}, "cait_xxs24_224 gives no tokens"),
+        ({"encoder": "timm:pit_ti_224", "weights": "random"}, "pit_ti_224 gives"),
+        ({"encoder": "timm:resnet18.bogus", "weights": "random"}, r"resnet18\.bogus"),
+        ({"encoder": "offline:efficientnet_lite0", "weights": "random"}, "has its own"),
     ],
 )
 def test_what_does_not_exist_is_named(options, message):
     with pytest.raises(ConfigError, match=message):
         load_encoder(EncoderConfig(**options))
+
+
+def with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """Batch norms that have seen data: fresh ones are identities, which hide a wrong folding."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "folds"), [("resnet18", True), ("repvit_m0_9", False)])
+def test_norms_are_folded_only_where_that_changes_nothing(tmp_path, name, folds):
+    model = with_statistics(timm.create_model(name, num_classes=0))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    weights = str(tmp_path / "weights.safetensors")
+    encoder = load_encoder(EncoderConfig(encoder=f"timm:{name}", weights=weights))
+    with torch.inference_mode():
+        expected = model.forward_features(pictures()).flatten(2).transpose(1, 2)
+    assert (encoder(pictures()) - expected).abs().max() < 1e-3 * expected.abs().max()
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert (not norms) == folds
+
+
+def test_a_vit_without_cls_gives_its_patches():
+    config = EncoderConfig(encoder="timm:vit_base_patch16_siglip_224", weights="random")
+    assert load_encoder(config).spec.num_tokens == 196
 
 
 @pytest.mark.gpu

@@ -205,3 +205,16 @@ def test_an_empty_plan_gathers_no_pairs():
     curated = gather(inputs.plan(4), inputs.open, SplitConfig())
     assert curated.pairs.equals(PAIRS.empty_table())
     assert curated.pictures == curated.captions == Account(0, 0)
+
+
+def test_what_was_taken_down_after_the_plan_leaves_with_its_copies_and_is_counted():
+    # Rows 0 and 2 are one picture; 1 and 3 another, of which only the copy is taken down.
+    inputs = Inputs([(["a"], 7, 0), (["b"], 8, 0), (["c", "d"], 7, 1), (["e"], 8, 1)])
+    down = {
+        (0, inputs.open(0).column("uid")[0].as_py()),
+        (1, inputs.open(1).column("uid")[1].as_py()),
+    }
+    curated = gather(inputs.plan(4), inputs.open, SplitConfig(), lambda n, uid: (n, uid) in down)
+    assert curated.pictures == Account(4, 1, {"taken_down": 3})
+    assert curated.captions == Account(5, 1, {"picture:taken_down": 4})
+    assert [c["text"] for c in curated.pairs.column("captions")[0].as_py()] == ["b"]

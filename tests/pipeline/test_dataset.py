@@ -104,10 +104,12 @@ def test_a_published_dataset_refuses_another_configuration_and_another_kind(tmp_
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match=r"holds thesis\.tex and no dataset"):
-        Draft.begin(Folder.at(tmp_path), "pairs", PAIRS, LINEAGE)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    for name in ("thesis", "thesis.tex"):
+        folder = tmp_path / name.replace(".", "-")
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"holds {name} and no dataset"):
+            Draft.begin(Folder.at(folder), "pairs", PAIRS, LINEAGE)
+        assert [p.name for p in folder.iterdir()] == [name]
 
 
 def test_a_shard_that_was_removed_is_made_again_and_must_agree(tmp_path):
@@ -118,9 +120,18 @@ def test_a_shard_that_was_removed_is_made_again_and_must_agree(tmp_path):
     commit(draft, 1, range(5, 8))
     assert draft.whole().digest == made.digest
     (tmp_path / "00001.arrow").unlink()
-    commit(draft, 1, range(5, 9))
-    with pytest.raises(DatasetError, match="was rebuilt otherwise"):
-        draft.publish(draft.committed().values())
+    with pytest.raises(DatasetError, match="two attempts at this shard disagree"):
+        commit(draft, 1, range(5, 9))
+    assert not (tmp_path / "00001.arrow").exists()
+    assert draft.whole() is None
+
+
+def test_a_published_dataset_whose_record_was_changed_is_not_whole(tmp_path):
+    make(tmp_path, range(5), range(5, 8))
+    make(tmp_path / "other", range(9, 12))
+    for end in ("arrow", "json"):
+        (tmp_path / f"00000.{end}").write_bytes((tmp_path / f"other/00000.{end}").read_bytes())
+    assert Draft.begin(Folder.at(tmp_path), "pairs", PAIRS, LINEAGE).whole() is None
 
 
 def test_a_damaged_record_counts_as_absent(tmp_path):

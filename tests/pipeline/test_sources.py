@@ -318,7 +318,7 @@ def test_the_digest_of_a_table_covers_content_and_columns_and_not_the_place(tmp_
     others = [
         open_source(str(path), SourceColumns(caption_column="alt")).digest(),
         open_source(str(path), SourceColumns(url_column="file")).digest(),
-        open_source(str(path), SourceColumns(url_column="none")).digest(),  # `file` as a file
+        open_source(str(path), SourceColumns(url_column="")).digest(),  # `file` as a file
         open_source(str(write(path, {**columns, "caption": ["z"]})), PLAIN).digest(),
     ]
     assert len({digest, *others}) == 5
@@ -401,3 +401,33 @@ def test_a_folder_is_listed_by_its_only_jsonl_or_by_pairs_jsonl(tmp_path):
         open_source(str(tmp_path), SourceColumns())
     (tmp_path / "pairs.jsonl").write_text(line)
     assert open_source(str(tmp_path), SourceColumns()).path.name == "pairs.jsonl"
+
+
+def test_captions_beside_a_picture_are_its_lines(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028still one\r\ntwo\n".encode())
+    assert rows_of(tmp_path)[0]["captions"] == ["one\u2028still one", "two"]
+
+
+def test_a_url_column_asked_for_by_name_must_be_there(tmp_path):
+    (tmp_path / "t.csv").write_text("file,caption\na.jpg,one\n")
+    with pytest.raises(ConfigError, match="has no column 'link', only"):
+        open_source(str(tmp_path / "t.csv"), SourceColumns(url_column="link"))
+
+
+def test_blank_lines_of_a_jsonl_are_passed_over(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('\n{"url": "http://x/a", "captions": ["one"]}\n\n')
+    assert [row["captions"] for row in rows_of(path)] == [["one"]]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_column_twice_is_named(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        path.write_text("url,caption,url\nhttp://x/a,one,http://x/b\n")
+    else:
+        table = pa.table([["http://x/a"], ["one"], ["http://x/b"]], names=["url", "caption", "url"])
+        pa.parquet.write_table(table, path)
+    with pytest.raises(ConfigError, match=r"has the column 'url' 2 times"):
+        open_source(str(path), SourceColumns())

@@ -76,10 +76,14 @@ def test_a_sweep_removes_what_killed_attempts_left_and_nothing_else(tmp_path):
     (tmp_path / "ledger").mkdir()
     for path in (tmp_path / f"{TEMPORARY}1", tmp_path / "ledger" / f"{TEMPORARY}2"):
         path.write_bytes(b"half")
-    folder.sweep()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / f"{TEMPORARY}3").write_bytes(b"another job's")
+    folder.sweep("ledger", "absent")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
         "kept.json",
         "ledger",
+        "other",
+        f"other/{TEMPORARY}3",
     ]
 
 
