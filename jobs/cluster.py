@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **options)
@@ -56,6 +59,8 @@ def session(config: ClusterConfig) -> Iterator[None]:
             )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"address: {address!r}: no Ray cluster answers: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own, which exits on the spot
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from pipeline.accounting import Account
-from pipeline.dataset import DRAFT, Dataset
+from pipeline.dataset import DRAFT, Dataset, check_side_by_side
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import KEPT
 from pipeline.shard import MANIFEST, all_committed
@@ -28,6 +28,10 @@ class Inspect:
 
     verify: bool = False
     """Read every byte and compare it with the records."""
+
+    beside: str | None = None
+    """Another dataset that must lie side by side with this one, row for row; if it does not, both
+    and the first difference are named."""
 
     pictures: str | None = None
     """Folder to write pictures into, each with its kept captions beside it (`SHARD-ROW.jpg` and
@@ -47,16 +51,20 @@ class Inspect:
         """Print what is asked for.
 
         Raises:
+            ConfigError: `beside` does not match.
             DatasetError: `verify` found damage.
         """
         folder = Folder.at(self.dataset)
         if folder.size(MANIFEST) is None and folder.size(DRAFT) is not None:
-            if self.verify or self.pictures is not None:
+            if self.verify or self.pictures is not None or self.beside is not None:
                 raise ConfigError(f"{folder}: not finished; run its job again before this")
             self._print(_draft_facts(folder))
             return
         dataset = Dataset.open(folder)
         self._print(_facts(dataset))
+        if self.beside is not None:
+            check_side_by_side(dataset, Dataset.open(self.beside))
+            self._say(f"side by side with {self.beside}")
         if self.pictures is not None:
             count = write_pictures(dataset, Path(self.pictures), self.num_pictures)
             self._say(f"{count} pictures written to {self.pictures}")

@@ -136,6 +136,7 @@ def test_features_lie_beside_pairs_and_do_not_depend_on_the_shards(tmp_path, pai
     assert features.shard(0).table.schema.field("tokens").type.shape == shape
     assert features.manifest.lineage.parents == (pairs.as_parent,)
     assert features.manifest.lineage.frozen["encoder"]["num_tokens"] == shape[0]
+    run("inspect", tmp_path / "features", "--beside", tmp_path / "pairs")
     tokens = features.shard(0).table.column("tokens").combine_chunks().to_numpy_ndarray()
     assert np.isfinite(tokens.astype(np.float32)).all()
     assert tokens.astype(np.float32).std() > 0.01
@@ -336,6 +337,15 @@ def test_inspect_of_an_unfinished_dataset_shows_it_and_verifies_nothing(tmp_path
     assert "goes on where it stopped" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "pairs"), "--verify"]) == 2
     assert "not finished" in capsys.readouterr().err
+
+
+def test_datasets_that_do_not_match_are_both_named(tmp_path, pairs, capsys):
+    run("curate", tmp_path / "raw", "--out", tmp_path / "other", "--shard-rows", 8)
+    command = ["inspect", tmp_path / "pairs", "--beside", tmp_path / "other"]
+    assert main([str(word) for word in command]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "pairs and " in line
+    assert "other do not match: shard 00000 has 8 rows and 6" in line
 
 
 def test_inspect_as_json_prints_json_alone(tmp_path, pairs, capsys):
