@@ -93,7 +93,7 @@ def running(job: Any, draft: Draft) -> Iterator[RunLog]:
     folder = draft.folder
     with folder.locked(".lock", refuse="another job is writing here"):
         Draft.begin(folder, draft.kind, draft.schema, draft.lineage)
-        folder.sweep("ledger", ".work")
+        folder.sweep("ledger")  # drafts in .work sweep their own when they are published
         folder.publish(settings.FILE, settings.to_yaml(job))
         log = RunLog(folder)
         try:

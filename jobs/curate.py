@@ -22,7 +22,7 @@ from pipeline.hashes import hash_shard
 from pipeline.lineage import Lineage
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
 from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH
-from pipeline.shard import ShardRecord, new_shard
+from pipeline.shard import ShardRecord, commit_table
 from pipeline.storage import Folder
 
 
@@ -108,17 +108,17 @@ class Inputs:
         return [(dataset, number) for dataset in self.datasets for number in dataset.records]
 
     def tasks(self) -> list[Task]:
-        counts = (dataset.records[number].entry.rows for dataset, number in self.shards)
-        return [Task(number, rows) for number, rows in enumerate(counts)]
+        return [Task(number, self.record(number).entry.rows) for number in range(len(self.shards))]
+
+    def record(self, number: int) -> ShardRecord:
+        dataset, shard = self.shards[number]
+        return dataset.records[shard]
 
     def account_of(self, set_aside: Iterable[int]) -> tuple[Account, Account]:
         """Pictures and captions of input shards that were set aside: all dropped."""
-        records = [self.shards[number][0].records[self.shards[number][1]] for number in set_aside]
+        records = [self.record(number) for number in set_aside]
         captions = sum(record.captions.num_kept for record in records if record.captions)
-        return (
-            Account.all_dropped({"set_aside": sum(record.entry.rows for record in records)}),
-            Account.all_dropped({"picture:set_aside": captions}),
-        )
+        return Account.of_set_aside(sum(record.entry.rows for record in records), captions)
 
     def is_down(self, number: int, uid: bytes) -> bool:
         """Whether a uid was taken down from the dataset of an input shard."""
@@ -134,7 +134,7 @@ def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
     def work(task: Task) -> ShardRecord:
         # Every byte is checked here, so that the phases after this one need not.
         hashes = hash_shard(inputs.open(task.number, verify=True))
-        return _commit(out, task.number, HASHES, "hashes", hashes)
+        return _commit_all(out, task.number, "hashes", hashes)
 
     return work
 
@@ -144,7 +144,7 @@ def _plan_worker(hashes: Dataset, out: Folder, config: PlanConfig) -> Callable[[
         tables = [shard.table for shard in hashes.shards()]
         shards = np.repeat(list(hashes.records), [table.num_rows for table in tables])
         table = pa.concat_tables([HASHES.empty_table(), *tables])
-        return _commit(out, task.number, PLAN, "plan", make_plan(table, shards, config))
+        return _commit_all(out, task.number, "plan", make_plan(table, shards, config))
 
     return work
 
@@ -157,14 +157,18 @@ def _gather_worker(
     def work(task: Task) -> ShardRecord:
         rows = rows_of_shard(table, task.number)
         curated = gather(rows, lambda n: inputs.open(n).table, split, inputs.is_down)
-        with new_shard(out, task.number) as shard:
-            shard.open(PAIRS, ROWS_PER_BATCH["pairs"]).write(curated.pairs)
-            return shard.commit(pictures=curated.pictures, captions=curated.captions)
+        return commit_table(
+            out,
+            task.number,
+            curated.pairs,
+            ROWS_PER_BATCH["pairs"],
+            pictures=curated.pictures,
+            captions=curated.captions,
+        )
 
     return work
 
 
-def _commit(out: Folder, number: int, schema: pa.Schema, kind: str, table: pa.Table) -> ShardRecord:
-    with new_shard(out, number) as shard:
-        shard.open(schema, ROWS_PER_BATCH[kind]).write(table)
-        return shard.commit(pictures=Account.all_kept(table.num_rows))
+def _commit_all(out: Folder, number: int, kind: str, table: pa.Table) -> ShardRecord:
+    everything = Account.all_kept(table.num_rows)
+    return commit_table(out, number, table, ROWS_PER_BATCH[kind], pictures=everything)

@@ -20,7 +20,7 @@ from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher, HttpFetcher
 from pipeline.lineage import Lineage, Parent
 from pipeline.pictures import PictureConfig
 from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SOURCE
-from pipeline.shard import ShardRecord, new_shard
+from pipeline.shard import ShardRecord, commit_table, new_shard
 from pipeline.sources import Source, SourceColumns, cut, num_captions, open_source
 from pipeline.storage import Folder
 
@@ -93,14 +93,16 @@ def _slices(source: Source, folder: Folder, lineage: Lineage, rows: int, log: Ru
     with log.phase("cut") as entry:
         records = []
         for number, table in enumerate(cut(source.tables(), rows)):
-            with new_shard(draft.folder, number) as shard:
-                shard.open(SOURCE, draft.rows_per_batch).write(table)
-                records.append(
-                    shard.commit(
-                        pictures=Account.all_kept(table.num_rows),
-                        captions=Account.all_kept(num_captions(table)),
-                    )
+            records.append(
+                commit_table(
+                    draft.folder,
+                    number,
+                    table,
+                    draft.rows_per_batch,
+                    pictures=Account.all_kept(table.num_rows),
+                    captions=Account.all_kept(num_captions(table)),
                 )
+            )
         entry["rows"] = sum(record.entry.rows for record in records)
     return draft.publish(records)
 

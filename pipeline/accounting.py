@@ -45,6 +45,14 @@ class Account:
         return Account(sum(reasons.values()), 0, dict(reasons))
 
     @staticmethod
+    def of_set_aside(pictures: int, captions: int) -> tuple["Account", "Account"]:
+        """The accounts of the pictures and captions of shards that could not be made."""
+        return (
+            Account.all_dropped({"set_aside": pictures}),
+            Account.all_dropped({"picture:set_aside": captions}),
+        )
+
+    @staticmethod
     def total(accounts: Iterable["Account"]) -> "Account":
         """The sum of several, their reasons sorted."""
         num_in = num_kept = 0

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.accounting import Account
 from pipeline.captions import Caption, judge, unite
 from pipeline.errors import ConfigError
-from pipeline.schemas import KEPT, PAIRS, RAW
+from pipeline.schemas import KEPT, PAIRS, RAW, TAKEN_DOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def gather(
         outcomes += group
         texts = []
         for number, outcome in enumerate(group, first):
-            if outcome == _DOWN:
-                dropped[f"picture:{_DOWN}"] += len(incoming[number])
+            if outcome == TAKEN_DOWN:
+                dropped[f"picture:{TAKEN_DOWN}"] += len(incoming[number])
             else:
                 texts += [judge(caption) for caption in incoming[number]]
         if group[0] == KEPT:
@@ -107,9 +107,6 @@ def gather(
     )
 
 
-_DOWN = "taken_down"
-
-
 def _groups(
     plan: pa.Table, is_down: Callable[[int, bytes], bool]
 ) -> Iterator[tuple[int, list[str]]]:
@@ -121,7 +118,10 @@ def _groups(
     for first, end in pairwise([*kept, len(outcomes)]):
         yield (
             first,
-            [_DOWN if down[first] or down[row] else outcomes[row] for row in range(first, end)],
+            [
+                TAKEN_DOWN if down[first] or down[row] else outcomes[row]
+                for row in range(first, end)
+            ],
         )
 
 

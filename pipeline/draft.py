@@ -92,8 +92,7 @@ class Draft:
         """
         records = tuple(sorted(records, key=lambda record: record.number))
         set_aside = dict(set_aside or {})
-        lost = Account.all_dropped({"set_aside": sum(set_aside.values())})
-        lost_captions = Account.all_dropped({"picture:set_aside": captions_set_aside})
+        lost, lost_captions = Account.of_set_aside(sum(set_aside.values()), captions_set_aside)
         has_captions = "captions" in self.schema.names
         caption_accounts = [r.captions for r in records if r.captions is not None]
         manifest = Manifest(

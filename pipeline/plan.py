@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError
-from pipeline.schemas import KEPT, PLAN
+from pipeline.schemas import KEPT, PLAN, TAKEN_DOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def make_plan(hashes: pa.Table, input_shards: np.ndarray, config: PlanConfig) ->
     number = np.arange(hashes.num_rows)
     order = np.lexsort((number, ~is_kept, np.where(united < 0, len(kept), united)))
     outcome = np.where(
-        is_kept, KEPT, np.where(united >= 0, "duplicate", np.where(taken, "uid_taken", _DOWN))
+        is_kept, KEPT, np.where(united >= 0, "duplicate", np.where(taken, "uid_taken", TAKEN_DOWN))
     )
     placed = united[order]
     nowhere = placed < 0
@@ -106,9 +106,6 @@ def left_out(plan: pa.Table) -> tuple[Account, Account]:
     for outcome, count in zip(outcomes, rows.column("num_captions").to_pylist(), strict=True):
         captions[f"picture:{outcome}"] += count
     return Account.of(outcomes), Account.all_dropped(captions)
-
-
-_DOWN = "taken_down"
 
 
 def _numpy(table: pa.Table, name: str) -> np.ndarray:

@@ -5,7 +5,9 @@ import pyarrow as pa
 UID = pa.binary(16)
 CAPTION = pa.struct([("text", pa.string()), ("source", pa.string()), ("status", pa.string())])
 KEPT = "kept"
-"""The status of a caption in use; any other is `rejected:<reason>`."""
+"""The status of a caption in use; any other is `rejected:<reason>`. Also a picture's outcome."""
+TAKEN_DOWN = "taken_down"
+"""The outcome of a picture in the tombstones of its dataset."""
 
 _PICTURE = [
     ("uid", UID),

@@ -207,8 +207,7 @@ class ShardDraft:
         # What cannot be read back is never written.
         ShardRecord.from_json(record.to_json(), record_name(self.number))
         with self.folder.locked(_COMMIT_LOCK):
-            _check_agreement(self.folder, record)
-            if committed(self.folder, self.number) is not None:
+            if _is_committed(self.folder, record):
                 return record
             for writer, entry in zip(self._writers.values(), record.files, strict=True):
                 writer.file.publish(entry.file.rpartition("/")[2])
@@ -230,6 +229,21 @@ def new_shard(folder: Folder, number: int) -> Iterator[ShardDraft]:
         yield ShardDraft(folder, number, stack)
 
 
+def commit_table(
+    folder: Folder,
+    number: int,
+    table: pa.Table,
+    rows_per_batch: int,
+    *,
+    pictures: Account,
+    captions: Account | None = None,
+) -> ShardRecord:
+    """Commit a shard whose rows are all at hand; raises as `ShardDraft.commit`."""
+    with new_shard(folder, number) as shard:
+        shard.open(table.schema, rows_per_batch).write(table)
+        return shard.commit(pictures=pictures, captions=captions)
+
+
 def committed(folder: Folder, number: int) -> ShardRecord | None:
     """The record of a shard that is here and whole; a damaged record counts as absent."""
     try:
@@ -245,8 +259,12 @@ def all_committed(folder: Folder) -> dict[int, ShardRecord]:
     return {record.number: record for record in found if record is not None}
 
 
-def _check_agreement(folder: Folder, record: ShardRecord) -> None:
-    """Refuse a shard that differs from what is committed, or published, under its number."""
+def _is_committed(folder: Folder, record: ShardRecord) -> bool:
+    """Whether another attempt has committed this very shard.
+
+    Raises:
+        DatasetError: something else is committed, or published, under its number.
+    """
     earlier = committed(folder, record.number)
     there = [] if earlier is None else [earlier.to_json()]
     published = folder.read_json(MANIFEST)
@@ -258,3 +276,4 @@ def _check_agreement(folder: Folder, record: ShardRecord) -> None:
                 f"{folder}/{record_name(record.number)}: two attempts at this shard disagree: "
                 f"digest {other['digest'][:16]} is there, {record.entry.digest[:16]} came now"
             )
+    return earlier is not None
