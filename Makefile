@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := pipeline model jobs indexes benchmarks
 
-.PHONY: setup check test test-slow demo clean
+.PHONY: setup check test test-slow demo demo-full clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ test-slow: setup
 
 demo: setup
 	$(BIN)/viaduct demo
+
+demo-full: setup
+	$(BIN)/viaduct demo --full --out runs/demo-full
 
 clean:
 	rm -rf $(VENV) runs

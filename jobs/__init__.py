@@ -5,6 +5,10 @@ cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
-ingest, curate, features    the jobs
+training    the loop of both stages, on Ray Train
+ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
+evaluate, search, caption    what the trained model can do
 inspect     what is in a dataset, and whether it is whole
+report      one page of all that a run made
+demo        all of it, on a procedural web
 """

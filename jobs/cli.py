@@ -18,10 +18,21 @@ COMMANDS = {
     "ingest": ("Ingest", "fetch or read the pictures of a source into raw/"),
     "curate": ("Curate", "raw/ to pairs/: equal pictures united, captions judged, split"),
     "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
+    "train-stage1": ("TrainStage1", "features/ to stage1/: the Q-Former, by ITC, ITM and ITG"),
+    "train-stage2": ("TrainStage2", "stage1/ to stage2/: a projection into a language model"),
+    "embed": ("Embed", "contrastive embeddings of pictures and captions"),
+    "index": ("Index", "embeddings to index/: FAISS, grouped by picture"),
+    "evaluate": ("Evaluate", "recall and ITM accuracy on held-out pairs, beside controls"),
+    "search": ("Search", "pictures by words or by picture"),
+    "caption": ("Caption", "captions of pictures, by a checkpoint of either stage"),
+    "report": ("Report", "one HTML page of all that a run made"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
-"""Subcommand to the class in the module `jobs.<subcommand>`, imported only when it is called."""
+"""Subcommand to the class in the module of the same name, imported only when it is called."""
+
+_MAKES_NOTHING = ("evaluate", "search", "caption", "report", "inspect", "demo")
+"""Commands that have nothing to go on with."""
 
 WRONG_INPUT, SET_ASIDE, STOPPED = 2, 3, 130
 
@@ -45,14 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         done = _parse(command, rest).run()
     except KeyboardInterrupt:
-        goes_on = "" if command in ("demo", "inspect") else "; the same command goes on from here"
+        goes_on = "" if command in _MAKES_NOTHING else "; the same command goes on from here"
         print(f"viaduct {command}: stopped{goes_on}", file=sys.stderr)
         return STOPPED
     except ViaductError as error:
         print(f"viaduct {command}: {error}", file=sys.stderr)
         return _exit_code(error)
-    if done is not None:
-        print(f"{done.folder}: {_summary(done)}")
+    for made in done if isinstance(done, list) else [done]:
+        if made is not None:
+            print(f"{made.folder}: {made.summary}")
     return 0
 
 
@@ -65,7 +77,8 @@ def _parse(command: str, arguments: list[str]) -> Any:
     """
     if command not in COMMANDS:
         raise ConfigError(f"no such command; one of {', '.join(COMMANDS)} is needed")
-    job = getattr(importlib.import_module(f"jobs.{command}"), COMMANDS[command][0])
+    module = importlib.import_module(f"jobs.{command.replace('-', '_')}")
+    job = getattr(module, COMMANDS[command][0])
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -140,16 +153,6 @@ def _exit_code(error: ViaductError) -> int:
     if isinstance(error, Incomplete):
         return WRONG_INPUT if error.damaged else SET_ASIDE
     return 1
-
-
-def _summary(dataset: Any) -> str:
-    pictures = dataset.manifest.pictures
-    dropped = " ".join(f"{reason}={count:,}" for reason, count in pictures.dropped.items())
-    return (
-        f"{dataset.kind}, {pictures.num_kept:,} of {pictures.num_in:,} pictures kept"
-        + (f" ({dropped})" if dropped else "")
-        + f", {len(dataset.records)} shards, digest {dataset.digest[:16]}"
-    )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,13 @@ class ClusterConfig:
 
 
 @contextlib.contextmanager
-def session(config: ClusterConfig) -> Iterator[None]:
+def session(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Be connected to Ray; a session that is there already is used and left alone.
+
+    Args:
+        config: see there.
+        dashboard: whether the job's own Ray has one, on loopback. Ray Train asks it after its own
+            actors, and complains every second where there is none.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -54,7 +59,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
                 address="local",
                 num_cpus=config.cpus,
                 object_store_memory=200 << 20,
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 **options,
             )
     except (ConnectionError, ValueError) as error:

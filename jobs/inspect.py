@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset, check_side_by_side
+from pipeline.embeddings import split_rows
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import KEPT
 from pipeline.shard import MANIFEST, all_committed
@@ -40,6 +41,9 @@ class Inspect:
     num_pictures: int = 24
     """How many pictures to write, spread evenly over the dataset."""
 
+    split: Literal["all", "train", "validation", "test"] = "all"
+    """Write only pictures of this split (of `pairs`)."""
+
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -66,7 +70,7 @@ class Inspect:
             check_side_by_side(dataset, Dataset.open(self.beside))
             self._say(f"side by side with {self.beside}")
         if self.pictures is not None:
-            count = write_pictures(dataset, Path(self.pictures), self.num_pictures)
+            count = write_pictures(dataset, Path(self.pictures), self.num_pictures, self.split)
             self._say(f"{count} pictures written to {self.pictures}")
         if self.verify:
             faults = list(verify(dataset))
@@ -82,12 +86,14 @@ class Inspect:
         print(json.dumps(facts, indent=1) if self.json else "\n".join(_lines(facts)))
 
 
-def write_pictures(dataset: Dataset, folder: Path, count: int) -> int:
+def write_pictures(dataset: Dataset, folder: Path, count: int, split: str = "all") -> int:
     """Write pictures of `raw` or `pairs` with their kept captions; returns how many.
 
     Raises:
-        ConfigError: the dataset holds no pictures, or the folder cannot be made.
+        ConfigError: the dataset holds no pictures or no splits, or the folder cannot be made.
     """
+    if split != "all" and "split" not in dataset.manifest.schema:
+        raise ConfigError(f"split: {dataset.folder} holds {dataset.kind!r}, which has no splits")
     if "picture" not in dataset.manifest.schema:
         raise ConfigError(f"{dataset.folder}: holds {dataset.kind!r}, which has no pictures")
     try:
@@ -95,8 +101,13 @@ def write_pictures(dataset: Dataset, folder: Path, count: int) -> int:
     except OSError as error:
         raise ConfigError(f"pictures: {folder}: {error.strerror}") from error
     written = 0
-    rows = np.linspace(0, dataset.num_rows - 1, min(count, dataset.num_rows)).astype(int)
-    for number, row in _places(dataset, sorted(set(rows.tolist()))):
+    rows = (
+        np.arange(dataset.num_rows)
+        if split == "all"
+        else np.flatnonzero(split_rows(dataset, split))
+    )
+    spread = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    for number, row in _places(dataset, rows[spread].tolist()):
         shard = dataset.shard(number)
         if not shard.live[row].as_py():
             continue

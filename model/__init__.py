@@ -1,8 +1,22 @@
-"""Tensors: the frozen vision encoders, and what is trained on their output.
+"""Tensors: the frozen models, and what is trained between them.
 
-    encoders    vision encoders by name, with layer and token choice
-    offline     weights that come with a Python package, for machines with no hub
+    encoders    frozen vision encoders by name, with layer and token choice
+    offline     vision weights that come with a Python package, for machines with no hub
+    text        captions as token ids; BERT's tokenizer with [DEC], or one learned from captions
+    qformer     the Q-Former: who sees whom, and what is kept of it
+    objectives  ITC, ITM's negatives, ITG, as functions of tensors
+    stage1      the Q-Former with its heads, and the three losses of a batch
+    start       what stage 1 starts from: a BERT, or a size
+    language    frozen decoder-only language models by name
+    stage2      the projection into a language model
+    generation  captions out of stage 1's caption head
+    ridge       the control: a linear map from pooled tokens to frozen text embeddings
+    optimizer   AdamW's groups, the learning rate of a step
+    ranks       tensors across the processes that train together
+    checkpoint  weights in and out, with what they were made from
 
-Shapes are written in one legend: B pairs on this rank, P image tokens, C vision width, H and W
-a picture's height and width in pixels.
+Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C
+vision width, Q query tokens, T text tokens, D Q-Former width, E ITC width, V vocabulary, L
+language-model width, H and W a picture's height and width in pixels (in attention, H heads of
+width K, S positions).
 """

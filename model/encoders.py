@@ -49,6 +49,8 @@ class EncoderSpec:
     """What a dataset of features must say of the encoder that made it."""
 
     name: str
+    weights: str
+    """`pretrained`, `random` or `file`: how to load it again."""
     weights_digest: str
     """SHA-256 over names, types, shapes and values of all weights, in hexadecimal."""
     layer: int
@@ -107,7 +109,9 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
     tokens = _probe(config.encoder, backbone, probe, layer)
     if not _is_vit(backbone):
         backbone = _folded(backbone, probe, tokens).to(memory_format=torch.channels_last)
-    spec = EncoderSpec(config.encoder, digest, layer, tokens.shape[1], tokens.shape[2], transform)
+    weights = config.weights if config.weights in ("pretrained", "random") else "file"
+    num_tokens, width = tokens.shape[1:]
+    spec = EncoderSpec(config.encoder, weights, digest, layer, num_tokens, width, transform)
     return VisionEncoder(backbone, spec)
 
 

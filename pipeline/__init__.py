@@ -1,7 +1,8 @@
 """The picture and its captions, from the source to the training batch.
 
 Plain functions on Arrow tables and small classes with their configuration; nothing here knows of
-Ray, of an encoder or of a tokeniser. In the order in which the data flows:
+Ray, of an encoder or of a tokeniser, and torch is in the loader alone. In the order in which the
+data flows:
 
     sources     tables of URLs and folders of pictures
     fetch       the one place where bytes enter a worker
@@ -10,6 +11,9 @@ Ray, of an encoder or of a tokeniser. In the order in which the data flows:
     captions    a caption's text, source and status
     hashes, plan, curate    the three phases of curate
     features    image tokens as fixed-shape tensors
+    order       which pictures a step trains on, and all that is drawn by chance
+    loader      batches out of features and captions
+    embeddings  vectors of pictures and captions, in and out of numpy
 
 and what they all stand on:
 

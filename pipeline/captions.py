@@ -1,8 +1,10 @@
 """Captions: one text each with its source and its status."""
 
 import unicodedata
-from collections.abc import Iterable
-from typing import TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+import pyarrow as pa
 
 from pipeline.schemas import KEPT
 
@@ -50,3 +52,21 @@ def unite(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
         count += 1
         first.setdefault(caption["text"], caption)
     return list(first.values()), count - len(first)
+
+
+def kept_texts(
+    captions: pa.ChunkedArray | Iterable[Sequence[Any] | None],
+) -> list[list[tuple[int, str]]]:
+    """The captions in use of each row.
+
+    Args:
+        captions: a column of `schemas.CAPTION` lists, or the same in Python; None has none.
+
+    Returns:
+        For each row (ordinal, text) of those kept; the ordinal counts all of the row's captions.
+    """
+    rows = captions.to_pylist() if isinstance(captions, pa.ChunkedArray) else captions
+    return [
+        [(i, caption["text"]) for i, caption in enumerate(row or []) if caption["status"] == KEPT]
+        for row in rows
+    ]

@@ -89,6 +89,17 @@ class Dataset:
         """The shards' records by number; numbers set aside are absent."""
         return {record.number: record for record in self.manifest.records}
 
+    @property
+    def summary(self) -> str:
+        """One line for people: how many pictures, what became of the others, the digest."""
+        pictures = self.manifest.pictures
+        dropped = " ".join(f"{reason}={count:,}" for reason, count in pictures.dropped.items())
+        return (
+            f"{self.kind}, {pictures.num_kept:,} of {pictures.num_in:,} pictures kept"
+            + (f" ({dropped})" if dropped else "")
+            + f", {len(self.records)} shards, digest {self.digest[:16]}"
+        )
+
     def shard(self, number: int, *, verify: bool = False) -> Shard:
         """Open a shard.
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -99,6 +100,21 @@ def decode_stored(jpeg: bytes) -> Image.Image:
         OSError: it cannot be decoded, which a stored picture always can.
     """
     return Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")
+
+
+def read_picture(path: str, config: PictureConfig) -> Image.Image:
+    """A picture file of the user's as RGB, just as its stored row would show it.
+
+    Raises:
+        ConfigError: it cannot be read, or ingest would not take it.
+    """
+    try:
+        data = Path(path).expanduser().read_bytes()
+        return decode_stored(store(data, config).jpeg)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except PictureFault as fault:
+        raise ConfigError(f"{path}: cannot be used as a picture ({fault})") from None
 
 
 def pixel_digest(picture: Image.Image) -> bytes:

@@ -70,6 +70,8 @@ ROWS_PER_BATCH = {
     "plan": 65536,
     "pairs": 64,
     "features": 16,
+    "image_embeddings": 64,
+    "text_embeddings": 256,
 }
 """Rows of each record batch but a shard's last, by kind: small where a row is large."""
 
@@ -87,6 +89,35 @@ def features_schema(num_tokens: int, width: int, dtype: str) -> pa.Schema:
     """
     tokens = pa.fixed_shape_tensor(TOKEN_DTYPES[dtype], [num_tokens, width])
     return pa.schema([("uid", UID), ("tokens", tokens)])
+
+
+def image_embeddings_schema(num_queries: int, embed_dim: int) -> pa.Schema:
+    """Schema of `image_embeddings`: a picture's projected query outputs as one tensor [Q, E].
+
+    Args:
+        num_queries: Q, vectors a picture.
+        embed_dim: E, values a vector.
+    """
+    vectors = pa.fixed_shape_tensor(pa.float32(), [num_queries, embed_dim])
+    return pa.schema([("uid", UID), ("vectors", vectors)])
+
+
+def text_embeddings_schema(embed_dim: int) -> pa.Schema:
+    """Schema of `text_embeddings`: a vector [E] for each caption of a picture that is in use.
+
+    `ordinals` counts in the row's `captions`; `texts_digest` is SHA-256 over the texts.
+
+    Args:
+        embed_dim: E, values a vector.
+    """
+    return pa.schema(
+        [
+            ("uid", UID),
+            ("ordinals", pa.list_(pa.int32())),
+            ("vectors", pa.list_(pa.list_(pa.float32(), embed_dim))),
+            ("texts_digest", pa.binary(32)),
+        ]
+    )
 
 
 def describe(schema: pa.Schema) -> dict[str, str]:

@@ -1,49 +1,136 @@
-"""`viaduct demo`: the jobs one after the other, on a procedural web that needs no network.
+"""`viaduct demo`: every command one after the other, on a procedural web that needs no network.
 
 scenes      what its pictures show, and what one would say of them
+drawings, painting    how that is drawn
 web         the web itself, with its faults planted and known
 """
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from jobs.cluster import ClusterConfig, session
-from jobs.curate import Curate
-from jobs.demo.web import make_pages, num_planted, served, write_urls
-from jobs.features import Features
-from jobs.ingest import Ingest
-from jobs.inspect import Inspect
-from model.encoders import EncoderConfig
+from jobs.demo.web import Page, make_pages, num_planted, served, write_urls
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, ViaductError
 
-# What ingest and curate must call each planted fault that they can see.
-_CAUGHT_AS = {
+CAUGHT_AS = {
     "missing": "failed:http_404",
     "html": "failed:not_a_picture",
     "truncated": "failed:truncated",
     "duplicate": "duplicate",
 }
+"""What ingest and curate must call each planted fault that they can see."""
 
+SEARCHES = (
+    "a red house on a meadow",
+    "a white boat and a yellow fish at sea",
+    "a green tree at night",
+    "a red heart beside a black cup",
+)
 
 _MARK = ".viaduct-demo"
 """The file that makes a folder a demo's, to be made anew by the next one."""
 
+_LOOK = "look"
+"""Folder of held-out pictures that are captioned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How wide a demo is."""
+
+    pages: int
+    """Pages of the web; some five in six arrive as pictures of their own."""
+    test_share: float
+    stage1: dict[str, Any]
+    """Options of train-stage1."""
+    stage2: dict[str, Any]
+    """Options of train-stage2."""
+    captioned: int
+    """Held-out pictures that are captioned."""
+
+
+_STAGE1 = {
+    "start": "scratch",
+    "num-layers": 4,
+    "width": 192,
+    "num-heads": 4,
+    "num-queries": 8,
+    "embed-dim": 128,
+    "vocab-size": 2000,
+    "batch-size": 128,
+    "learning-rate": 1e-3,
+    "warmup-steps": 30,
+    "itm-joins-at": 0.4,
+    "itm-hardens-until": 1,
+    "log-every": 10,
+    "validate-every": 50,
+    "checkpoint-every": 50,
+}
+_STAGE2 = {
+    "language-model": "offline:smollm2",
+    "batch-size": 16,
+    "learning-rate": 1e-3,
+    "final-learning-rate": 0,
+    "warmup-steps": 10,
+    "log-every": 5,
+    "validate-every": 50,
+    "checkpoint-every": 50,
+    "validation-pictures": 32,
+}
+
+QUICK = Scale(
+    pages=3600,
+    test_share=0.19,
+    stage1=_STAGE1 | {"steps": 150},
+    stage2=_STAGE2 | {"steps": 50},
+    captioned=12,
+)
+"""Within ten minutes on two cores."""
+
+FULL = Scale(
+    pages=9000,
+    test_share=0.1,
+    stage1=_STAGE1 | {"steps": 1500, "width": 256},
+    stage2=_STAGE2 | {"steps": 400},
+    captioned=24,
+)
+"""Within 45 minutes on two cores."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Draw a procedural web, serve it on loopback, and take it from URLs to features.
+    """Draw a procedural web, serve it on loopback, and take it from URLs to searches.
 
-    Checks that every fault planted in the web is found, under the right name.
+    Runs every command as a user would, on one Ray that it starts, and ends with a report. Checks
+    that every fault planted in the web is found, under the right name.
     """
 
     out: str = "runs/demo"
     """Folder of all that is made; what an earlier demo left there is removed."""
 
-    scenes: int = 3000
-    """Pages of the web."""
+    full: bool = False
+    """Run wider and longer: up to 45 minutes on two cores instead of ten."""
+
+    pages: int | None = None
+    """Pages of the web; 3,600 by default, 9,000 with --full."""
+
+    stage1_steps: int | None = None
+    """Steps of stage 1, if not the demo's own."""
+
+    stage2_steps: int | None = None
+    """Steps of stage 2, if not the demo's own."""
 
     seed: int = 0
     """Another seed draws another web."""
@@ -51,46 +138,128 @@ class Demo:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        if self.scenes < 10:
-            raise ConfigError(f"scenes: {self.scenes} is less than 10")
+        for name in ("pages", "stage1_steps", "stage2_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 10:
+                raise ConfigError(f"{name}: {value} is less than 10")
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is negative")
 
     def run(self) -> None:
-        """Run all jobs and print what became of the planted faults.
+        """Run all commands, then print what became of the planted faults and where the report is.
 
         Raises:
-            ViaductError: a fault was missed or miscounted.
+            ViaductError: a command failed, or a fault was missed or miscounted.
         """
         home = Path(self.out)
         if home.exists() and not (home / _MARK).exists():
             raise ConfigError(f"{home}: exists and is no demo's folder; choose another --out")
-        for name in ("raw", "pairs", "features", "look"):
-            shutil.rmtree(home / name, ignore_errors=True)
-        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
         (home / _MARK).touch()
-        pages = make_pages(self.scenes, self.seed)
-        with session(self.cluster):
+        scale = FULL if self.full else QUICK
+        pages = make_pages(self.pages or scale.pages, self.seed)
+        with session(self.cluster, dashboard=True):
+            shell = _Shell(home, ray.get_runtime_context().gcs_address)
             with served(pages, self.seed) as address:
                 write_urls(pages, address, home / "urls.jsonl")
-                raw = Ingest(source=str(home / "urls.jsonl"), out=str(home / "raw")).run()
-            pairs = Curate(raws=(str(home / "raw"),), out=str(home / "pairs")).run()
-            offline = EncoderConfig(encoder="offline:efficientnet_lite0")
-            Features(pairs=str(home / "pairs"), out=str(home / "features"), encoder=offline).run()
-        Inspect(dataset=str(home / "pairs"), pictures=str(home / "look")).run()
-        print(_verdict(num_planted(pages), raw, pairs))
+                shell("ingest", "urls.jsonl", out="raw", ray=True)
+            self._from_raw(shell, scale)
+        planted = _planted(pages, home)
+        shell("report", ".")
+        print("\n".join(_verdict(planted)))
+        print(f"report: {home / 'report.html'}")
+
+    def _from_raw(self, shell: "_Shell", scale: Scale) -> None:
+        stage1, stage2 = dict(scale.stage1), dict(scale.stage2)
+        if self.stage1_steps:
+            stage1["steps"] = self.stage1_steps
+        if self.stage2_steps:
+            stage2["steps"] = self.stage2_steps
+        data: dict[str, Any] = {"features": "features", "captions": "pairs"}
+        made = {"checkpoint": "stage1"} | data
+        shell("curate", "raw", out="pairs", ray=True, test_share=scale.test_share)
+        encoder = "offline:efficientnet_lite0"
+        shell("features", "pairs", out="features", ray=True, encoder=encoder)
+        shell("train-stage1", **data, out="stage1", ray=True, **stage1)
+        shell("train-stage2", **made, out="stage2", ray=True, **stage2)
+        shell("embed", **made, out="embeddings", ray=True)
+        shell("evaluate", "embeddings", **made, out="evaluation.json")
+        shell("index", "embeddings", pairs="pairs", checkpoint="stage1", out="index", split="test")
+        shell("inspect", "pairs", pictures=_LOOK, num_pictures=scale.captioned, split="test")
+        pictures = sorted(f"{_LOOK}/{file.name}" for file in (shell.home / _LOOK).glob("*.jpg"))
+        shell("search", "index", *SEARCHES, image=pictures[0], k=5, save="searches")
+        for stage in ("stage1", "stage2"):
+            shell("caption", *pictures, checkpoint=stage, out=f"captions-{stage}.json")
 
 
-def _verdict(planted: Counter[str], raw: Dataset, pairs: Dataset) -> str:
-    """A line for each kind of planted fault: how many there were, and how many were found."""
-    found = Counter(raw.manifest.pictures.dropped) + Counter(pairs.manifest.pictures.dropped)
-    lines = ["", "planted in the web        found"]
-    for fault, count in sorted(planted.items()):
-        reason = _CAUGHT_AS.get(fault)
-        if reason is None:
-            lines.append(f"{fault:<16} {count:>6}    (a caption's fault; not judged by curate yet)")
+@dataclass
+class _Shell:
+    """Runs commands in a folder as a user would, and keeps how long each took."""
+
+    home: Path
+    address: str
+    """Of the Ray that is passed to every command that takes one."""
+    _timings: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, command: str, *words: str, ray: bool = False, **options: Any) -> None:
+        """Run one command.
+
+        Args:
+            command: of viaduct.
+            words: its positional arguments.
+            ray: whether it takes the Ray address.
+            options: its options, with underscores or hyphens.
+
+        Raises:
+            ViaductError: it failed.
+        """
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        told = " ".join(map(shlex.quote, ["viaduct", command, *words, *flags]))
+        print(f"\n$ {told}", flush=True)
+        address = [f"--address={self.address}"] if ray else []
+        program = Path(sys.executable).with_name("viaduct")
+        begun = time.monotonic()
+        ended = subprocess.run(
+            [program, command, *words, *flags, *address], cwd=self.home, check=False
+        )
+        if ended.returncode:
+            raise ViaductError(f"viaduct {command} ended with exit code {ended.returncode}")
+        seconds = round(time.monotonic() - begun, 1)
+        self._timings.append({"step": command, "command": told, "seconds": seconds})
+        (self.home / "timings.json").write_text(json.dumps(self._timings, indent=1) + "\n")
+
+
+def _planted(pages: list[Page], home: Path) -> dict[str, dict[str, Any]]:
+    """Each kind of planted fault: how many there are, how many were found, and as what.
+
+    Also written to planted.json, for the report.
+    """
+    found = Counter[str]()
+    for kind in ("raw", "pairs"):
+        found += Counter(Dataset.open(str(home / kind), kind).manifest.pictures.dropped)
+    planted = {}
+    for fault, count in sorted(num_planted(pages).items()):
+        reason = CAUGHT_AS.get(fault)
+        caught = None if reason is None else found[reason]
+        planted[fault] = {"planted": count, "found": caught, "as": reason}
+    (home / "planted.json").write_text(json.dumps(planted, indent=1) + "\n")
+    return planted
+
+
+def _verdict(planted: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A line for each kind of planted fault.
+
+    Raises:
+        ViaductError: a fault was missed or miscounted.
+    """
+    yield "\nplanted in the web        found"
+    for fault, counts in planted.items():
+        if counts["as"] is None:
+            yield f"{fault:<16} {counts['planted']:>6}    (a caption's fault; not judged yet)"
             continue
-        lines.append(f"{fault:<16} {count:>6}    {found[reason]:>6} as {reason}")
-        if found[reason] != count:
-            raise ViaductError(f"{count} {fault} planted, {found[reason]} found as {reason}")
-    return "\n".join(lines)
+        yield f"{fault:<16} {counts['planted']:>6}    {counts['found']:>6} as {counts['as']}"
+        if counts["found"] != counts["planted"]:
+            raise ViaductError(
+                f"{counts['planted']} {fault} planted, {counts['found']} found as {counts['as']}"
+            )

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.demo.scenes import describe, draw_scene, paint
+from jobs.demo.painting import paint
+from jobs.demo.scenes import describe, draw_scene
 
 FAULTS = {
     "missing": 0.04,

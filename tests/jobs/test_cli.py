@@ -99,7 +99,7 @@ def test_a_saved_configuration_runs_again_and_later_options_override_it(tmp_path
 
 def test_a_demo_removes_only_what_a_demo_made(fails, tmp_path):
     (tmp_path / "urls.jsonl").write_text("mine")
-    line = fails("demo", "--out", tmp_path, "--scenes", 10)
+    line = fails("demo", "--out", tmp_path, "--pages", 10)
     assert "exists and is no demo's folder" in line
     assert (tmp_path / "urls.jsonl").read_text() == "mine"
 

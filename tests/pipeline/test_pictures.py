@@ -21,6 +21,7 @@ from pipeline.pictures import (
     StoredPicture,
     decode_stored,
     pixel_digest,
+    read_picture,
     store,
 )
 
@@ -405,3 +406,23 @@ def test_the_pixel_digest_covers_the_pixels_and_the_shape(noise):
     other.putpixel((5, 3), (0, 0, 0))
     assert pixel_digest(other) != pixel_digest(picture)
     assert pixel_digest(picture.copy()) == pixel_digest(picture)
+
+
+def test_a_file_of_the_users_is_read_as_its_stored_row_shows_it(tmp_path, encode, noise):
+    data = encode(noise(0, 400, 300).convert("RGBA"), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    config = PictureConfig(short_side_px=100)
+    picture = read_picture(str(tmp_path / "a.png"), config)
+    assert picture.mode == "RGB"
+    assert picture.size == (133, 100)
+    assert pixel_digest(picture) == pixel_digest(decode_stored(store(data, config).jpeg))
+
+
+def test_a_file_that_is_no_picture_is_the_users_to_mend(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    for name, reason in (
+        ("a.txt", r"a\.txt: cannot be used as a picture \(failed:not_a_picture\)"),
+        ("b.jpg", r"b\.jpg: cannot be read: No such file"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            read_picture(str(tmp_path / name), PictureConfig())

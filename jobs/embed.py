@@ -1,0 +1,188 @@
+"""`viaduct embed`: contrastive embeddings of pictures and captions, by a stage-1 checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from jobs.build import build, running
+from jobs.cluster import ClusterConfig, session
+from jobs.shards import PoolConfig, Task
+from model.checkpoint import Checkpoint, check_features, load_stage1
+from model.stage1 import Stage1
+from pipeline.accounting import Account
+from pipeline.captions import kept_texts
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
+from pipeline.embeddings import image_rows, text_rows
+from pipeline.errors import ConfigError
+from pipeline.features import has_tokens, read_tokens
+from pipeline.lineage import Lineage
+from pipeline.loader import as_tensor
+from pipeline.schemas import ROWS_PER_BATCH, image_embeddings_schema, text_embeddings_schema
+from pipeline.shard import ShardRecord, commit_table
+from pipeline.storage import Folder
+
+Embedder = Callable[[Stage1, Dataset, int, int], pa.Table]
+"""A stage-1 model, a dataset, a shard's number and a batch size to the shard's rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How embeddings are computed."""
+
+    batch_size: int = 64
+    """Pictures or captions at once; belongs to the lineage, for the last bits."""
+
+    threads: int = 1
+    """Threads in each worker on a CPU; belongs to the lineage like batch_size."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute; `auto` takes GPUs where Ray has any. Belongs to the lineage."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Embed pictures (all query outputs) and captions, row for row beside `pairs`.
+
+    Pictures' embeddings do not depend on captions: for new captions give --captions alone.
+    """
+
+    checkpoint: str
+    """Training folder or checkpoint of stage 1."""
+
+    out: str
+    """Folder or URI; `image_embeddings` and `text_embeddings` are made in it."""
+
+    features: str | None = None
+    """Dataset of kind `features`, for `image_embeddings`."""
+
+    captions: str | None = None
+    """Dataset with captions (`pairs`), for `text_embeddings`."""
+
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.features is None and self.captions is None:
+            raise ConfigError("features, captions: name at least one of them")
+
+    def run(self) -> list[Dataset]:
+        """Make the datasets, or go on with them."""
+        checkpoint = Checkpoint.open(self.checkpoint, 1)
+        size, width = checkpoint.config["num_queries"], checkpoint.config["embed_dim"]
+        made = []
+        with session(self.cluster):
+            if self.features is not None:
+                features = Dataset.open(self.features, "features")
+                check_features(checkpoint, features)
+                schema = image_embeddings_schema(size, width)
+                made.append(self._make(checkpoint, features, "image", schema, embed_shard_pictures))
+            if self.captions is not None:
+                captions = Dataset.open(self.captions, "pairs")
+                schema = text_embeddings_schema(width)
+                made.append(self._make(checkpoint, captions, "text", schema, embed_shard_texts))
+        return made
+
+    def _make(
+        self,
+        checkpoint: Checkpoint,
+        source: Dataset,
+        of: str,
+        schema: pa.Schema,
+        embedder: Embedder,
+    ) -> Dataset:
+        device = self._device()
+        config: dict[str, Any] = {
+            "batch_size": self.embed.batch_size,
+            "threads": self.embed.threads if device == "cpu" else None,
+            "device": device,
+        }
+        frozen = {"checkpoint": {"digest": checkpoint.digest, "stage": checkpoint.stage}}
+        lineage = Lineage("embed", config, (source.as_parent,), frozen)
+        kind = f"{of}_embeddings"
+        draft = Draft.begin(Folder.at(self.out) / kind, kind, schema, lineage)
+        if published := draft.whole():
+            return published
+        tasks = [Task(r.number, r.entry.rows) for r in source.manifest.records]
+        make = partial(_worker, checkpoint, source, draft.folder, self.embed, device, embedder)
+        with running(self, draft) as log:
+            return build(draft, tasks, make, self._pool(device), log, phase=f"embed {of}s")
+
+    def _device(self) -> str:
+        if self.embed.device != "auto":
+            return self.embed.device
+        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def _pool(self, device: str) -> PoolConfig:
+        if device == "cpu":
+            cpus = max(self.pool.cpus_per_worker, float(self.embed.threads))
+            return replace(self.pool, cpus_per_worker=cpus)
+        return replace(self.pool, gpus_per_worker=self.pool.gpus_per_worker or 1.0)
+
+
+def _worker(
+    checkpoint: Checkpoint,
+    source: Dataset,
+    out: Folder,
+    config: EmbedConfig,
+    device: str,
+    embedder: Embedder,
+) -> Callable[[Task], ShardRecord]:
+    if device == "cpu":
+        torch.set_num_threads(config.threads)
+    stage1 = load_stage1(checkpoint, device)
+
+    def work(task: Task) -> ShardRecord:
+        table = embedder(stage1, source, task.number, config.batch_size)
+        return commit_table(
+            out,
+            task.number,
+            table,
+            ROWS_PER_BATCH[out.name],
+            pictures=Account.all_kept(table.num_rows),
+        )
+
+    return work
+
+
+def embed_shard_pictures(
+    stage1: Stage1, features: Dataset, number: int, batch_size: int
+) -> pa.Table:
+    """The rows of `image_embeddings` beside a shard of features."""
+    shard = features.shard(number, verify=True)
+    present = has_tokens(shard)
+    rows = np.flatnonzero(present)
+    tokens = read_tokens(shard, features.manifest.rows_per_batch)
+    device = stage1.temperature.device
+    vectors = [np.zeros((0, stage1.config.num_queries, stage1.config.embed_dim), np.float32)]
+    for start in range(0, len(rows), batch_size):
+        batch = as_tensor(tokens(rows[start : start + batch_size].tolist()))
+        vectors.append(stage1.embed_pictures(batch.to(device)).float().cpu().numpy())
+    uids = shard.table.column("uid").to_pylist()
+    return image_rows(uids, np.concatenate(vectors), present.tolist())
+
+
+def embed_shard_texts(stage1: Stage1, captions: Dataset, number: int, batch_size: int) -> pa.Table:
+    """The rows of `text_embeddings` beside a shard of captions."""
+    shard = captions.shard(number)
+    live = shard.live.to_pylist()
+    column = shard.table.column("captions").to_pylist()
+    rows = [its if here else None for its, here in zip(column, live, strict=True)]
+    texts = [text for kept in kept_texts(rows) for _, text in kept]
+    vectors = [np.zeros((0, stage1.config.embed_dim), np.float32)]
+    for start in range(0, len(texts), batch_size):
+        batch = stage1.embed_texts(texts[start : start + batch_size])
+        vectors.append(batch.float().cpu().numpy())
+    return text_rows(shard.table.column("uid").to_pylist(), rows, np.concatenate(vectors))

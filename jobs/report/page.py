@@ -1,0 +1,177 @@
+"""The report as HTML: what the contents say, in the words and numbers of the page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs.report.contents import Contents, Made, Stage, Training
+from jobs.report.gallery import Gallery
+from jobs.report.plots import DIRECTIONS, MODELS, RANKS, retrieval_plots, training_plots
+from jobs.report.wording import duration, instant, percent
+from pipeline.accounting import Account
+
+_TEMPLATE = "report.html.jinja"
+_SAID = {
+    "raw": "fetched and decoded",
+    "pairs": "equal pictures united, captions judged",
+    "features": "encoded",
+    "image_embeddings": "pictures embedded",
+    "text_embeddings": "captions embedded",
+}
+_HEADLINE = ("pairs", "stage 1", "stage 2", "index")
+"""Kinds whose digests stand at the head."""
+_DIGITS = 12
+"""Of a digest that are shown."""
+
+
+def render(contents: Contents, gallery: Gallery) -> str:
+    """The page; equal contents give equal bytes.
+
+    Every text of the run is escaped: captions are anybody's.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "duration": duration, "instant": instant}
+    return environment.get_template(_TEMPLATE).render(
+        run=contents,
+        gallery=gallery,
+        facts=list(_facts(contents)),
+        pictures=[_account(s.kind, s.name, s.pictures) for s in _told(contents.stages)],
+        captions=[_account(s.kind, s.name, s.captions) for s in contents.stages if s.captions],
+        splits=[(s.name, s.splits) for s in contents.stages if sum(s.splits.values())],
+        trainings=[
+            (t, training_plots(t, f"training-{n}"), _pace(t))
+            for n, t in enumerate(contents.trainings)
+        ],
+        evaluations=[
+            (name, value, retrieval_table(value), retrieval_plots(value, f"retrieval-{n}"))
+            for n, (name, value) in enumerate(contents.evaluations)
+        ],
+        directions=DIRECTIONS,
+        total_s=sum(step.seconds for step in contents.steps),
+        longest_s=max([1e-9, *(step.seconds for step in contents.steps)]),
+        lineage=lineage_rows(contents.made),
+        digests=[(m.name, m.digest[:_DIGITS]) for m in contents.made if m.kind in _HEADLINE],
+    )
+
+
+def _facts(contents: Contents) -> Iterator[tuple[str, str, str]]:
+    """The few numbers that stand at the head: what, how much, and of what."""
+    by_kind = {stage.kind: stage for stage in contents.stages}
+    raws = [stage.pictures for stage in contents.stages if stage.kind == "raw"]
+    if raws:
+        fetched = Account.total(raws)
+        yield "Pictures fetched", f"{fetched.num_kept:,}", f"of {fetched.num_in:,} asked for"
+    if pairs := by_kind.get("pairs"):
+        captions = pairs.captions.num_kept if pairs.captions else 0
+        yield "Pairs", f"{pairs.pictures.num_kept:,}", f"with {captions:,} captions"
+    for _, value in contents.evaluations[:1]:
+        for key, label in DIRECTIONS.items():
+            at_1 = value["recall"].get("q_former", {}).get(key, {}).get("1")
+            control = value["recall"].get("ridge", {}).get(key, {}).get("1")
+            beside = f"ridge {percent(control['value'])}" if control else value["split"]
+            if at_1:
+                yield f"{label}, R@1", percent(at_1["value"]), beside
+    total = sum(step.seconds for step in contents.steps)
+    if total:
+        yield "Time", duration(total), f"in {len(contents.steps)} commands"
+
+
+# The funnel
+
+
+def _told(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages in which pictures may be lost; of the others those alone that lost any."""
+    return [s for s in stages if s.kind in ("raw", "pairs", "features") or s.pictures.dropped]
+
+
+def _account(kind: str, name: str, account: Account) -> dict[str, Any]:
+    """One stage of the funnel: kept, and every reason, the most frequent first."""
+    total = max(1, account.num_in)
+    reasons = sorted(account.dropped.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "name": name,
+        "said": _SAID.get(kind, kind),
+        "account": account,
+        "kept_share": account.num_kept / total,
+        "reasons": [(reason, count, count / total) for reason, count in reasons],
+    }
+
+
+# Training and retrieval
+
+
+def _pace(training: Training) -> str:
+    """How fast it went, from the last half of its lines."""
+    steps, rates = training.curve("train", "pairs_per_s")
+    waits = training.curve("train", "data_wait_s")[1]
+    if not rates:
+        return ""
+    half = len(rates) // 2
+    text = f"{steps[-1]:,} steps, {_middle(rates[half:]):,.0f} pairs/s"
+    if waits:
+        text += f", {1000 * _middle(waits[half:]):.1f} ms of waiting for data a step"
+    return text
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def retrieval_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    """A row for each model: its recalls at 1, 5 and 10, in both directions in turn.
+
+    What was not measured is None.
+    """
+    rows = []
+    for key, label in MODELS.items():
+        if (recall := evaluation["recall"].get(key)) is not None:
+            cells = [recall[direction].get(k) for direction in DIRECTIONS for k in RANKS]
+            rows.append((label, cells))
+    return rows
+
+
+# Lineage
+
+
+def lineage_rows(made: Sequence[Made]) -> list[dict[str, Any]]:
+    """What was made of which: digests shortened, parents by name where they are here."""
+    names = {one.digest: one.name for one in made}
+    rows = []
+    for one in made:
+        parents = [
+            (names.get(p.digest) or _elsewhere(p.kind), p.digest[:_DIGITS])
+            for p in one.lineage.parents
+        ]
+        frozen = [_frozen(role, value, names) for role, value in one.lineage.frozen.items()]
+        rows.append(
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "size": one.size,
+                "digest": one.digest[:_DIGITS],
+                "job": one.lineage.job,
+                "parents": parents,
+                "frozen": frozen,
+            }
+        )
+    return rows
+
+
+def _elsewhere(kind: str) -> str:
+    """A parent that lies not in this run; a source never does."""
+    return kind if kind == "source" else f"{kind}, not in this run"
+
+
+def _frozen(role: str, value: Any, names: Mapping[str, str]) -> tuple[str, str]:
+    """A frozen model or a checkpoint: its name, and the digest of its weights."""
+    value = value if isinstance(value, Mapping) else {"name": value}
+    digest = str(value.get("digest") or value.get("weights_digest") or "")
+    return str(value.get("name") or names.get(digest) or role), digest[:_DIGITS]

@@ -1,0 +1,165 @@
+"""`viaduct train-stage1`: the Q-Former from cached features, by ITC, ITM and ITG."""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from indexes.recall import ranks, recall
+from jobs.cluster import ClusterConfig, session
+from jobs.training import (
+    LoopConfig,
+    Place,
+    RanksConfig,
+    Training,
+    held_out,
+    mine,
+    prepare,
+    train,
+)
+from model.checkpoint import Checkpoint
+from model.optimizer import OptimizerConfig
+from model.stage1 import ObjectivesConfig, Stage1Batch
+from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
+from model.text import CaptionTokenizer
+from pipeline.dataset import Dataset
+from pipeline.lineage import Lineage
+from pipeline.loader import Batch, Pairs
+from pipeline.order import Order, held_out_batches
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage1:
+    """Train the Q-Former on cached image tokens and captions; no picture is opened.
+
+    The defaults are those of BLIP-2's paper. A run that was stopped goes on from its last
+    checkpoint and gives the losses of one that was not.
+    """
+
+    features: str
+    """Dataset of kind `features`."""
+
+    captions: str
+    """Dataset beside it that has captions and split: `pairs`."""
+
+    out: str
+    """Folder or URI of the training: checkpoints, metrics.jsonl, TensorBoard."""
+
+    start: StartConfig = field(default_factory=StartConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def run(self) -> Checkpoint:
+        """Train, or go on."""
+        features = Dataset.open(self.features, "features")
+        captions = Dataset.open(self.captions, "pairs")
+        pairs = Pairs(features, captions, "train")
+        Order(len(pairs), self.loop.batch_size, self.loop.seed)  # raises where there are too few
+        with session(self.cluster, dashboard=True):
+            place = prepare(self.ranks, self.loop)
+            training = Training(
+                folder=Folder.at(self.out),
+                stage=1,
+                lineage=self._lineage(features, captions, place),
+                loop=self.loop,
+                optimizer=self.optimizer,
+                make_learner=partial(Stage1Learner, self, features, captions),
+                tokenizer=lambda: start_tokenizer(self.start, chain(*pairs.texts)).to_json(),
+            )
+            return train(training, self, self.ranks, place)
+
+    def _lineage(self, features: Dataset, captions: Dataset, place: Place) -> Lineage:
+        parts = (self.start, self.objectives, self.optimizer)
+        config = {name: value for part in parts for name, value in asdict(part).items()}
+        frozen: dict[str, Any] = {"encoder": features.manifest.lineage.frozen["encoder"]}
+        if (digest := start_digest(self.start)) is not None:
+            frozen["start"] = {"name": self.start.start, "weights_digest": digest}
+        parents = (features.as_parent, captions.as_parent)
+        return Lineage("train-stage1", config | place.lasting(self.loop), parents, frozen)
+
+
+_AT_ONCE = 64
+"""Held-out pictures that are looked at together."""
+
+
+class Stage1Learner:
+    """Stage 1 within one rank (`jobs.training.Learner`)."""
+
+    def __init__(
+        self,
+        job: TrainStage1,
+        features: Dataset,
+        captions: Dataset,
+        tokenizer: str,
+        device: torch.device,
+    ) -> None:
+        self._job, self._device = job, device
+        self._pairs = Pairs(features, captions, "train")
+        self._held_out = held_out(features, captions)
+        self._order = Order(len(self._pairs), job.loop.batch_size, job.loop.seed)
+        width = features.manifest.lineage.frozen["encoder"]["width"]
+        self._tokenizer = CaptionTokenizer.from_json(tokenizer)
+        self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
+        self.config: dict[str, Any] = asdict(self.module.config)
+
+    def batch(self, step: int) -> Stage1Batch:
+        """This rank's part of the global batch."""
+        pictures, draw = mine(self._order.batch(step)), mine(self._order.caption_draw(step))
+        return self._encoded(self._pairs.batch(pictures, draw))
+
+    def losses(self, module: nn.Module, batch: Stage1Batch, step: int) -> dict[str, Tensor]:
+        """ITC, ITG and, once it has joined, ITM."""
+        objectives, steps = self._job.objectives, self._job.loop.steps
+        hardness = objectives.itm_hardness(step, steps)
+        uniform = torch.from_numpy(self._order.negative_draw(step))
+        with_itg = objectives.has_itg(step, steps)
+        losses = module(batch, objectives, hardness, uniform, with_itg=with_itg)
+        told = {"temperature": self.module.temperature.detach()}
+        if hardness is not None:
+            told["itm_hardness"] = torch.tensor(hardness)
+        return losses | told
+
+    def updated(self) -> None:
+        """Keep the temperature in its bounds."""
+        self.module.bound_temperature()
+
+    def validate(self) -> dict[str, float]:
+        """The losses on held-out pairs, ITM with negatives drawn by chance, and recall at 1."""
+        if self._held_out is None:
+            return {}
+        pairs = self._held_out
+        num = min(len(pairs), self._job.loop.validation_pictures)
+        sums: dict[str, float] = {}
+        for part in held_out_batches(num, _AT_ONCE):
+            batch = self._encoded(pairs.batch(part.pictures, part.caption_draw)).to(self._device)
+            uniform = torch.from_numpy(part.negative_draw)
+            for name, value in self.module(batch, self._job.objectives, 0.0, uniform).items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(part.pictures) / num
+        return sums | self._recall(pairs, num)
+
+    def _recall(self, pairs: Pairs, num: int) -> dict[str, float]:
+        images = [
+            self.module.embed_pictures(pairs.tokens(part.tolist()).to(self._device)).cpu().numpy()
+            for part in np.array_split(np.arange(num), -(-num // _AT_ONCE))
+        ]
+        owners = np.repeat(np.arange(num), [len(texts) for texts in pairs.texts[:num]])
+        words = [
+            self.module.embed_texts(pairs.texts[picture]).cpu().numpy() for picture in range(num)
+        ]
+        found = recall(ranks(np.concatenate(images), np.concatenate(words), owners), at=(1,))
+        return {
+            "recall_at_1_picture_to_text": found.picture_to_text[1].value,
+            "recall_at_1_text_to_picture": found.text_to_picture[1].value,
+        }
+
+    def _encoded(self, batch: Batch) -> Stage1Batch:
+        ids, present = self._tokenizer.encode(batch.texts, self._job.start.max_text_tokens)
+        return Stage1Batch(batch.tokens, ids, present, batch.picture, batch.caption)

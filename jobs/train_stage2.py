@@ -1,0 +1,177 @@
+"""`viaduct train-stage2`: the projection into a frozen language model, from the same features."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jobs.cluster import ClusterConfig, session
+from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, prepare, train
+from model.checkpoint import Checkpoint, check_features
+from model.encoders import weights_digest
+from model.language import load_language_model
+from model.optimizer import OptimizerConfig
+from model.qformer import QFormerConfig
+from model.stage2 import Stage2, Stage2Batch, language_batch, take_over
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
+from pipeline.lineage import Lineage
+from pipeline.loader import Batch, Pairs
+from pipeline.order import Order, held_out_batches
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """The frozen language model and what it reads."""
+
+    language_model: str = "hf:facebook/opt-2.7b"
+    """Decoder-only model: `hf:NAME_OR_FOLDER`, or `offline:smollm2`, which comes with pip."""
+
+    prompt: str = ""
+    """Text between picture and caption, not learned; "a photo of" for models trained with it."""
+
+    max_language_tokens: int = 32
+    """Prompt, caption and end token at most; longer captions are cut."""
+
+    def __post_init__(self) -> None:
+        if self.max_language_tokens < 4:
+            raise ConfigError(f"max_language_tokens: {self.max_language_tokens} is less than 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage2:
+    """Train the Q-Former's queries and a projection into a frozen language model.
+
+    Starts from a stage-1 checkpoint, whose features it needs. The defaults are those of BLIP-2's
+    paper for OPT. A run that was stopped goes on from its last checkpoint.
+    """
+
+    checkpoint: str
+    """Training folder or checkpoint of stage 1."""
+
+    features: str
+    """Dataset of kind `features`, of the encoder that stage 1 was trained on."""
+
+    captions: str
+    """Dataset beside it that has captions and split: `pairs`."""
+
+    out: str
+    """Folder or URI of the training: checkpoints, metrics.jsonl, TensorBoard."""
+
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=80_000, batch_size=1920, validation_pictures=256)
+    )
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(final_learning_rate=5e-5)
+    )
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def run(self) -> Checkpoint:
+        """Train, or go on."""
+        stage1 = Checkpoint.open(self.checkpoint, 1)
+        features = Dataset.open(self.features, "features")
+        captions = Dataset.open(self.captions, "pairs")
+        check_features(stage1, features)
+        pairs = Pairs(features, captions, "train")
+        Order(len(pairs), self.loop.batch_size, self.loop.seed)  # raises where there are too few
+        folder = Folder.at(self.out)
+        with session(self.cluster, dashboard=True):
+            place = prepare(self.ranks, self.loop)
+            language = load_language_model(self.language.language_model)
+            frozen = {
+                "encoder": features.manifest.lineage.frozen["encoder"],
+                "stage1": {"digest": stage1.digest},
+                "language_model": {
+                    "name": self.language.language_model,
+                    "weights_digest": weights_digest(language.model),
+                    "width": language.width,
+                },
+            }
+            config = asdict(self.language) | asdict(self.optimizer) | place.lasting(self.loop)
+            parents = (features.as_parent, captions.as_parent)
+            training = Training(
+                folder=folder,
+                stage=2,
+                lineage=Lineage("train-stage2", config, parents, frozen),
+                loop=self.loop,
+                optimizer=self.optimizer,
+                make_learner=partial(Stage2Learner, self, stage1, features, captions),
+                tokenizer=lambda: stage1.read("tokenizer").decode(),
+            )
+            return train(training, self, self.ranks, place)
+
+
+_AT_ONCE = 16
+"""Held-out pictures that are looked at together."""
+
+
+class Stage2Learner:
+    """Stage 2 within one rank (`jobs.training.Learner`)."""
+
+    def __init__(
+        self,
+        job: TrainStage2,
+        stage1: Checkpoint,
+        features: Dataset,
+        captions: Dataset,
+        tokenizer: str,
+        device: torch.device,
+    ) -> None:
+        self._job, self._device = job, device
+        self._pairs = Pairs(features, captions, "train")
+        self._held_out = held_out(features, captions)
+        self._order = Order(len(self._pairs), job.loop.batch_size, job.loop.seed)
+        self._language = load_language_model(job.language.language_model)
+        half = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._language.model.to(device, half)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.loop.seed)
+            self.module = Stage2(QFormerConfig(**stage1.config), self._language.width)
+        take_over(self.module, stage1.tensors())
+        self.config: dict[str, Any] = stage1.config | {
+            "language_model": {
+                "name": job.language.language_model,
+                "width": self._language.width,
+                "prompt": job.language.prompt,
+            }
+        }
+
+    def batch(self, step: int) -> Stage2Batch:
+        """This rank's part of the global batch."""
+        pictures, draw = mine(self._order.batch(step)), mine(self._order.caption_draw(step))
+        return self._encoded(self._pairs.batch(pictures, draw))
+
+    def losses(self, module: nn.Module, batch: Stage2Batch, step: int) -> dict[str, Tensor]:
+        """The language model's loss."""
+        return module(batch, self._language)
+
+    def updated(self) -> None:
+        """Nothing has bounds here."""
+
+    def validate(self) -> dict[str, float]:
+        """Loss and perplexity on held-out captions."""
+        if self._held_out is None:
+            return {}
+        num = min(len(self._held_out), self._job.loop.validation_pictures)
+        loss = 0.0
+        for part in held_out_batches(num, _AT_ONCE):
+            batch = self._encoded(self._held_out.batch(part.pictures, part.caption_draw))
+            part_loss = self.module(batch.to(self._device), self._language)["loss"]
+            loss += part_loss.item() * len(part.pictures) / num
+        return {"loss": loss, "perplexity": math.exp(loss)}
+
+    def _encoded(self, batch: Batch) -> Stage2Batch:
+        config = self._job.language
+        ids, present, targets = language_batch(
+            self._language,
+            batch.texts,
+            prompt=config.prompt,
+            max_tokens=config.max_language_tokens,
+        )
+        return Stage2Batch(batch.tokens, ids, present, targets)

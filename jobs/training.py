@@ -1,0 +1,533 @@
+"""The training loop of both stages, on Ray Train: ranks, checkpoints, metrics, exact resume.
+
+A stage says what a batch is and what its losses are (`Learner`); everything else is here. All
+randomness is a function of seed and step, so a run that goes on from a checkpoint gives the losses
+of one that was never stopped.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.build import running
+from model import ranks
+from model.checkpoint import (
+    FILE,
+    Checkpoint,
+    kept_steps,
+    load_weights,
+    publish_last,
+    save_tensors,
+    step_folder,
+    write_checkpoint,
+)
+from model.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
+from pipeline.dataset import DRAFT, Dataset
+from pipeline.draft import Draft
+from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
+from pipeline.lineage import Lineage
+from pipeline.loader import Pairs, ahead
+from pipeline.order import dropout_seed
+from pipeline.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+TOKENIZER = ".tokenizer.json"
+"""Of the Q-Former; made once, before the first step, and part of each checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train, and what to keep of it."""
+
+    steps: int = 250_000
+    """Updates."""
+
+    batch_size: int = 1680
+    """Pictures an update, over all ranks."""
+
+    seed: int = 0
+    """Of new weights, the order of pictures, captions drawn, negatives and dropout."""
+
+    log_every: int = 50
+    """Steps over which a line of metrics is averaged."""
+
+    validate_every: int = 2000
+    """Steps between two validations; the last step has one too."""
+
+    validation_pictures: int = 512
+    """Pictures of the validation split that are looked at, at most."""
+
+    checkpoint_every: int = 2000
+    """Steps between two checkpoints; the last step has one too."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the last ones."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < (0 if name == "seed" else 1):
+                raise ConfigError(f"{name}: {value} is too small")
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, name) % self.log_every:
+                raise ConfigError(
+                    f"{name}: {getattr(self, name)} is no multiple of log_every={self.log_every}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksConfig:
+    """The processes that train together."""
+
+    ranks: int | None = None
+    """Processes; by default one for each GPU of the cluster, or one on CPUs."""
+
+    threads: int | None = None
+    """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
+    change the last bits."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to train; `auto` takes GPUs where Ray has any."""
+
+    restarts: int = 3
+    """How often the ranks are started again after one of them died."""
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} is not positive")
+        if self.restarts < 0:
+            raise ConfigError(f"restarts: {self.restarts} is negative")
+
+
+class Learner(Protocol):
+    """What a stage trains, within one rank."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Its state dict is what a checkpoint holds; frozen parts are not in it."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What is needed to make the module anew; stored in the checkpoint."""
+
+    def batch(self, step: int) -> Any:
+        """This rank's part of the global batch of a step, with a method `to(device)`."""
+
+    def losses(self, module: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
+        """`loss`, which is minimised, and what else is to be logged.
+
+        `module` is the learner's, perhaps wrapped for several ranks.
+        """
+
+    def updated(self) -> None:
+        """Called after each update."""
+
+    def validate(self) -> dict[str, float]:
+        """Measures on held-out pairs; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to run: pickled to each rank."""
+
+    folder: Folder
+    stage: int
+    lineage: Lineage
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    make_learner: Callable[[str, torch.device], Learner]
+    """From the tokenizer and the device, in each rank."""
+    tokenizer: Callable[[], str]
+    """The tokenizer as JSON; asked for once, in the driver."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs."""
+
+    num_ranks: int
+    cuda: bool
+    threads: int | None
+    """Threads of a rank on a CPU; None on a GPU."""
+
+    def lasting(self, loop: LoopConfig) -> dict[str, Any]:
+        """What of loop and place changes the weights, if only in their last bits."""
+        seldom = ("keep_checkpoints", "checkpoint_every", "log_every", "validate_every")
+        kept = {name: value for name, value in asdict(loop).items() if name not in seldom}
+        del kept["validation_pictures"]
+        return kept | {"ranks": self.num_ranks, "threads": self.threads}
+
+
+def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
+    """How many ranks, and where; within a Ray session.
+
+    Raises:
+        ConfigError: the cluster has not so many GPUs or cores, or they cannot share the batch.
+    """
+    have = ray.cluster_resources()
+    gpus, cpus = (int(have.get(kind, 0)) for kind in ("GPU", "CPU"))
+    cuda = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    num_ranks = config.ranks or (max(1, gpus) if cuda else 1)
+    limit = gpus if cuda else cpus // (config.threads or 1)
+    if num_ranks > limit:
+        kind = "GPUs" if cuda else f"times {config.threads or 1} CPUs"
+        raise ConfigError(f"ranks: {num_ranks}, but Ray has {limit} {kind}")
+    if loop.batch_size % num_ranks:
+        raise ConfigError(f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}")
+    return Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
+
+
+def mine(values: np.ndarray) -> np.ndarray:
+    """This rank's part of what a global batch has."""
+    size = len(values) // ranks.num_ranks()
+    return values[ranks.rank() * size : (ranks.rank() + 1) * size]
+
+
+def held_out(features: Dataset, captions: Dataset) -> Pairs | None:
+    """The validation split, or None where it is empty."""
+    try:
+        return Pairs(features, captions, "validation")
+    except ConfigError as error:
+        if ranks.rank() == 0:
+            logger.warning("trains without validation: %s", error)
+        return None
+
+
+def _begin(training: Training) -> Draft | None:
+    """Begin a training folder or go on with it; None where nothing is left to do.
+
+    Raises:
+        ConfigError: the folder holds something else, or what another configuration began.
+    """
+    folder, lineage = training.folder, training.lineage
+    if folder.size(FILE) is None:
+        return Draft.begin(folder, f"stage{training.stage}", pa.schema([]), lineage)
+    if difference := Checkpoint.open(folder).lineage.difference(lineage):
+        raise ConfigError(f"{folder}: was trained otherwise ({difference}); choose another")
+    folder.remove_file(DRAFT)
+    return None
+
+
+def train(training: Training, job: Any, config: RanksConfig, place: Place) -> Checkpoint:
+    """Train to the last step, from the last checkpoint if there is one.
+
+    Args:
+        training: see there.
+        job: the configuration to write beside the output.
+        config, place: see there.
+
+    Raises:
+        ConfigError: the folder holds something else, or a rank raised it.
+        ViaductError: the ranks kept failing.
+    """
+    folder = training.folder
+    draft = _begin(training)
+    if draft is None:
+        return Checkpoint.open(folder)
+    with running(job, draft) as log, log.phase("train") as entry:
+        if folder.size(TOKENIZER) is None:
+            folder.publish(TOKENIZER, training.tokenizer().encode())
+        entry["failures"] = _fit(training, config, place)
+        whole = publish_last(folder, kept_steps(folder)[-1])
+        folder.remove_file(DRAFT)
+        return whole
+
+
+def _fit(training: Training, config: RanksConfig, place: Place) -> int:
+    """Run the ranks until they are done; how often they failed.
+
+    Ray Train would try again whatever the fault; a fault of the user's or of a file is told at
+    once.
+    """
+    failures = 0
+    while True:
+        try:
+            _fit_once(training, place)
+            return failures
+        except (ConfigError, DatasetError):
+            raise
+        except ViaductError as error:
+            failures += 1
+            if failures > config.restarts:
+                raise
+            logger.warning("ranks start again: %s", error)
+
+
+def _fit_once(training: Training, place: Place) -> None:
+    """One run of Ray Train; raises ViaductError, or what a rank raised of it."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # What made the tokenizer holds all captions; ranks read it from the folder.
+    shipped = {"training": replace(training, tokenizer=str), "threads": place.threads}
+    # Checkpoints are ours, so nothing of Ray Train's own files outlives the run.
+    with tempfile.TemporaryDirectory(prefix="viaduct-") as scratch:
+        trainer = TorchTrainer(
+            _run_rank,
+            train_loop_config=shipped,
+            torch_config=TorchConfig(backend="nccl" if place.cuda else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=place.num_ranks,
+                use_gpu=place.cuda,
+                resources_per_worker={"GPU": 1} if place.cuda else {"CPU": place.threads},
+            ),
+            run_config=RunConfig(name="train", storage_path=scratch),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _cause(error) from None
+
+
+def _cause(error: Exception) -> ViaductError:
+    """What a rank raised, if the user can act on it."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        for link in _chain(failure):
+            if isinstance(link, ViaductError):
+                return link
+    first = next(iter(failures.values()), error)
+    return ViaductError(f"training failed: {first_line(first)}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _run_rank(config: dict[str, Any]) -> None:
+    """The life of one rank."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from ray.train.torch import get_device
+
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+        _keep_memory()
+        # Without it the gradient of an index is summed in the order in which threads come.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _Rank(config["training"], get_device()).run()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep what a step frees for the next one.
+
+    By default it returns every large tensor to the system at once, and each step gets it back page
+    by page, which can cost more than the arithmetic.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""From malloc.h."""
+
+
+class _Rank:
+    def __init__(self, training: Training, device: torch.device) -> None:
+        self._training, self._device = training, device
+        self._tokenizer = training.folder.read(TOKENIZER)
+        self._learner = training.make_learner(self._tokenizer.decode(), device)
+        module = self._learner.module.to(device).train()
+        self._optimizer = make_optimizer(training.optimizer, module)
+        self._first = self._restore()
+        self._wrapped = DistributedDataParallel(module) if ranks.num_ranks() > 1 else module
+        self._metrics = _Metrics(training.folder, self._first) if ranks.rank() == 0 else None
+        self._window = _Window(device)
+
+    def run(self) -> None:
+        loop = self._training.loop
+        begun = time.monotonic()
+        batches = ahead(self._learner.batch, range(self._first, loop.steps))
+        for step in range(self._first, loop.steps):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - asked
+            losses, norm = self._update(batch.to(self._device), step)
+            self._window.add(losses | {"gradient_norm": norm}, waited)
+            done = step + 1
+            last = done == loop.steps
+            if done % loop.log_every == 0 or last:
+                rate = (time.monotonic() - begun) / (done - self._first)
+                self._log(done, left_s=(loop.steps - done) * rate)
+            if done % loop.validate_every == 0 or last:
+                self._validate(done)
+            if done % loop.checkpoint_every == 0 or last:
+                self._save(done)
+        if self._metrics:
+            self._metrics.close()
+
+    def _update(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        training = self._training
+        rate = learning_rate(training.optimizer, step, training.loop.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(dropout_seed(training.loop.seed, step, ranks.rank()))
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            losses = self._learner.losses(self._wrapped, batch, step)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self._wrapped.parameters(), training.optimizer.clip_norm)
+        self._optimizer.step()
+        self._learner.updated()
+        return losses, norm
+
+    def _log(self, done: int, left_s: float) -> None:
+        """One line of metrics, averaged over the steps since the last one and over the ranks."""
+        line = self._window.take(self._training.loop.batch_size)
+        for name in ("loss", "gradient_norm"):
+            if not torch.isfinite(torch.tensor(line[name])):
+                raise ViaductError(
+                    f"step {done}: {name} is {line[name]}; go on from the last checkpoint with a "
+                    "lower learning_rate or a longer warm-up"
+                )
+        if self._metrics:
+            rate = learning_rate(self._training.optimizer, done - 1, self._training.loop.steps)
+            line |= {"learning_rate": rate, "time_left_s": round(left_s, 1)}
+            self._metrics.write(done, "train", line)
+
+    def _validate(self, done: int) -> None:
+        """On the first rank; the others wait."""
+        if self._metrics:
+            self._learner.module.eval()
+            with torch.no_grad(), ranks.alone():
+                measured = self._learner.validate()
+            self._learner.module.train()
+            if measured:
+                self._metrics.write(done, "validation", measured)
+        _wait_for_all()
+
+    def _save(self, done: int) -> None:
+        """A checkpoint, by the first rank; older ones go."""
+        if self._metrics:
+            training, module = self._training, self._learner.module
+            self._metrics.flush()
+            folder = step_folder(training.folder, done)
+            checkpoint = Checkpoint(
+                folder, training.stage, done, self._learner.config, training.lineage, {}
+            )
+            contents = {
+                "weights": save_tensors(module.state_dict()),
+                "optimizer": save_tensors(optimizer_state(self._optimizer, module)),
+                "tokenizer": self._tokenizer,
+            }
+            write_checkpoint(checkpoint, contents)
+            for old in kept_steps(training.folder)[: -training.loop.keep_checkpoints]:
+                old.folder.remove()
+        _wait_for_all()
+
+    def _restore(self) -> int:
+        """Steps that are done, according to the last checkpoint."""
+        kept = kept_steps(self._training.folder)
+        if not kept:
+            return 0
+        module = self._learner.module
+        load_weights(module, kept[-1])
+        restore_optimizer(self._optimizer, module, kept[-1].tensors("optimizer"))
+        if ranks.rank() == 0:
+            logger.info("goes on step=%d", kept[-1].step)
+        return kept[-1].step
+
+
+class _Window:
+    """Sums of what is logged, kept on the device: no step waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._waited_s, self._begun, self._steps = 0.0, time.monotonic(), 0
+
+    def add(self, values: dict[str, Tensor], waited_s: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._waited_s += waited_s
+        self._steps += 1
+
+    def take(self, batch_size: int) -> dict[str, float]:
+        """The means over steps and ranks; the window is empty afterwards."""
+        means = torch.stack([self._sums[n] / self._counts[n] for n in self._sums])
+        if ranks.num_ranks() > 1:
+            dist.all_reduce(means)
+            means /= ranks.num_ranks()
+        line = dict(zip(self._sums, means.tolist(), strict=True))
+        passed = time.monotonic() - self._begun
+        line["pairs_per_s"] = round(self._steps * batch_size / passed, 2)
+        line["data_wait_s"] = round(self._waited_s / self._steps, 5)
+        self._clear()
+        return line
+
+
+class _Metrics:
+    """metrics.jsonl, a line of the log, and TensorBoard (local folders only)."""
+
+    def __init__(self, folder: Folder, step: int) -> None:
+        """Cut what is there back to the checkpoint's step."""
+        self._folder = folder
+        self._board = None
+        text = folder.read(METRICS).decode() if folder.size(METRICS) is not None else ""
+        lines = (line for line in text.splitlines() if line.endswith("}"))
+        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+        self.flush()
+        if folder.is_local:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(f"{folder.path}/tensorboard", purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        values = {name: float(f"{value:.8g}") for name, value in values.items()}
+        self._lines.append(json.dumps({"step": step, "split": split} | values))
+        if self._folder.is_local:
+            with open(f"{self._folder.path}/{METRICS}", "a", encoding="utf-8") as file:
+                file.write(self._lines[-1] + "\n")
+        told = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+        logger.info("%s step=%d %s", split, step, told)
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Have all lines in the file; an object store gets it whole."""
+        self._folder.publish(METRICS, "".join(f"{line}\n" for line in self._lines).encode())
+        if self._board:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        if self._board:
+            self._board.close()
+
+
+def _wait_for_all() -> None:
+    if ranks.num_ranks() > 1:
+        dist.barrier()

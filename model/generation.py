@@ -1,0 +1,64 @@
+"""Captions out of stage 1's caption head: greedy, or by nucleus sampling."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.stage1 import Stage1
+
+
+@torch.inference_mode()
+def write_captions(
+    stage1: Stage1,
+    tokens: Float[Tensor, "B P C"],
+    *,
+    max_tokens: int = 30,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """A caption for each picture.
+
+    The picture is looked at once; each token adds its keys and values to those of the queries.
+
+    Args:
+        stage1: in eval mode.
+        tokens: image tokens as cached.
+        max_tokens: words pieces at most, [DEC] apart.
+        top_p: draw from the smallest set of tokens that holds this share of the probability; None
+            takes the most probable token each time.
+        generator: of the draws, on the CPU.
+    """
+    tokenizer = stage1.tokenizer
+    _, past = stage1.qformer.see(stage1.image_keys(tokens))
+    last = torch.full((len(tokens), 1), tokenizer.dec, device=tokens.device)
+    written = last[:, :0]
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for length in range(1, max_tokens + 1):
+        present = torch.ones(len(tokens), length, dtype=torch.bool, device=tokens.device)
+        logits, past = stage1.qformer.write(past, last, present)
+        logits[:, -1, _never(stage1)] = float("-inf")
+        chosen = _choose(logits[:, -1].float(), top_p, generator)
+        last = chosen.masked_fill(ended, tokenizer.sep)[:, None]
+        written = torch.cat([written, last], dim=1)
+        ended |= last[:, 0] == tokenizer.sep
+        if ended.all():
+            break
+    return [tokenizer.decode(row) for row in written.tolist()]
+
+
+def _never(stage1: Stage1) -> list[int]:
+    """Tokens that no caption holds."""
+    tokenizer = stage1.tokenizer
+    return [tokenizer.pad, tokenizer.cls, tokenizer.dec]
+
+
+def _choose(
+    logits: Float[Tensor, "B V"], top_p: float | None, generator: torch.Generator | None
+) -> Int[Tensor, " B"]:
+    if top_p is None:
+        return logits.argmax(dim=1)
+    shares, order = logits.softmax(dim=1).sort(dim=1, descending=True)
+    outside = shares.cumsum(dim=1) - shares >= top_p
+    shares = shares.masked_fill(outside, 0)
+    drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(order.device)
+    return order.gather(1, drawn)[:, 0]

@@ -1,0 +1,106 @@
+"""How weights are updated: AdamW's groups, and the learning rate of each step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, per step; defaults are BLIP-2's for stage 1."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+
+    final_learning_rate: float = 0.0
+    """Learning rate at the last step."""
+
+    warmup_steps: int = 2000
+    """Steps of linear warm-up."""
+
+    weight_decay: float = 0.05
+    """Decay of weight matrices; biases, norms, queries and temperature have none."""
+
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+
+    beta2: float = 0.98
+    """Decay of AdamW's mean of squared gradients."""
+
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0.
+
+    Args:
+        config: see there.
+        step: rises linearly up to the peak at `warmup_steps`, then falls as a cosine.
+        steps: of the whole training.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
+    share = (1 + math.cos(math.pi * min(1.0, done))) / 2
+    return config.final_learning_rate + share * (config.learning_rate - config.final_learning_rate)
+
+
+def make_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.AdamW:
+    """AdamW over the module's trainable weights, matrices with decay and all others without."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = [
+        {
+            "params": [p for name, p in trained if _decays(name, p)],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for name, p in trained if not _decays(name, p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    return weight.ndim >= 2 and not name.endswith("query_tokens")
+
+
+def optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:
+    """AdamW's state by the names of the weights, as tensors that safetensors can hold."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {
+        f"{names[id(p)]}.{key}": value.detach().cpu().contiguous()
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, module: nn.Module, state: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_state` gave."""
+    for name, p in module.named_parameters():
+        found = {
+            key: state[f"{name}.{key}"]
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}.{key}" in state
+        }
+        if found:
+            optimizer.state[p] = {
+                # AdamW keeps its count of steps on the CPU.
+                key: value if key == "step" else value.to(p.device)
+                for key, value in found.items()
+            }

@@ -1,0 +1,198 @@
+"""Where stage 1 starts: a BERT checkpoint, or nothing but a size."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from model.encoders import weights_digest
+from model.qformer import QFormerConfig
+from model.stage1 import Stage1
+from model.text import CaptionTokenizer, text_folder
+from pipeline.errors import ConfigError, first_line
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What the Q-Former starts from, and its size."""
+
+    start: str = "hf:bert-base-uncased"
+    """A BERT (`hf:NAME_OR_FOLDER`, or `offline:minilm`, which comes with pip), or `scratch`."""
+
+    num_layers: int | None = None
+    """Layers; only from scratch, 12 by default. A BERT has its own, as the next three."""
+
+    width: int | None = None
+    """Width of the hidden states, D; 768 by default. Feed-forward nets are four times as wide."""
+
+    num_heads: int | None = None
+    """Heads of attention; by default one for each 64 of the width."""
+
+    vocab_size: int | None = None
+    """Word pieces learned from the training captions, at most; 8,192 by default."""
+
+    num_queries: int = 32
+    """Query tokens, Q."""
+
+    embed_dim: int = 256
+    """Width of the contrastive embeddings, E."""
+
+    dropout: float = 0.1
+    """Share of values set to zero in training."""
+
+    max_text_tokens: int = 32
+    """Longest caption in tokens; longer ones are cut."""
+
+    def __post_init__(self) -> None:
+        sizes = ("num_layers", "width", "num_heads", "vocab_size")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if self.start != SCRATCH and given:
+            raise ConfigError(f"{given[0]}: {self.start} has its own; only {SCRATCH!r} takes one")
+        if self.vocab_size is not None and self.vocab_size < 64:
+            raise ConfigError(f"vocab_size: {self.vocab_size} is less than 64")
+
+
+def start_tokenizer(config: StartConfig, texts: Iterable[str]) -> CaptionTokenizer:
+    """The tokenizer to start with: the checkpoint's, or one learned from the captions.
+
+    Raises:
+        ConfigError: the checkpoint's cannot be had.
+    """
+    if config.start == SCRATCH:
+        return CaptionTokenizer.learned(texts, config.vocab_size or 8192)
+    return CaptionTokenizer.of_model(config.start)
+
+
+def start_stage1(
+    config: StartConfig, tokenizer: CaptionTokenizer, vision_width: int, seed: int
+) -> Stage1:
+    """Stage 1 before its first step, on the CPU; equal arguments give equal weights.
+
+    Args:
+        config: see there.
+        tokenizer: from `start_tokenizer`.
+        vision_width: C
+        seed: of all weights that come from no checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint cannot be had, or is no BERT.
+    """
+    bert = None if config.start == SCRATCH else _bert(config.start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stage1 = Stage1(_size(config, tokenizer, vision_width, bert), tokenizer)
+    if bert is not None:
+        _take_over(stage1, bert)
+    return stage1
+
+
+def start_digest(config: StartConfig) -> str | None:
+    """Digest of the weights that stage 1 starts from; None from scratch. Raises ConfigError."""
+    return None if config.start == SCRATCH else weights_digest(_bert(config.start)[0])
+
+
+def _size(
+    config: StartConfig, tokenizer: CaptionTokenizer, vision_width: int, bert: "_Bert | None"
+) -> QFormerConfig:
+    width = config.width or 768
+    shape: dict[str, Any] = {
+        "width": width,
+        "num_layers": config.num_layers or 12,
+        "num_heads": config.num_heads or max(1, width // 64),
+        "feed_forward_width": 4 * width,
+    }
+    if bert is not None:
+        its = bert[0].config
+        shape = {
+            "width": its.hidden_size,
+            "num_layers": its.num_hidden_layers,
+            "num_heads": its.num_attention_heads,
+            "feed_forward_width": its.intermediate_size,
+            "max_positions": its.max_position_embeddings,
+            "layer_norm_eps": its.layer_norm_eps,
+        }
+    return QFormerConfig(
+        vision_width=vision_width,
+        vocab_size=len(tokenizer),
+        num_queries=config.num_queries,
+        embed_dim=config.embed_dim,
+        dropout=config.dropout,
+        max_text_tokens=config.max_text_tokens,
+        **shape,
+    )
+
+
+_Bert = tuple[Any, bool]
+"""A BertForMaskedLM, and whether its checkpoint has a language-model head."""
+
+
+def _bert(name: str) -> _Bert:
+    folder = text_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != "bert":
+            raise ConfigError(f"start: {name} is a {config.model_type}; a BERT is needed")
+        model, told = AutoModelForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"start: {name} cannot be had ({first_line(error)})") from error
+    has_head = not any(key.startswith("cls.predictions.transform") for key in told["missing_keys"])
+    return model.eval(), has_head
+
+
+@torch.no_grad()
+def _take_over(stage1: Stage1, bert: _Bert) -> None:
+    """Copy BERT's weights; the queries' feed-forward nets start as copies of the text's.
+
+    BLIP-2 has no token types. That of a sentence, which BERT adds everywhere, goes into the
+    positions, so that text is read as by BERT.
+    """
+    model, has_head = bert
+    theirs: dict[str, Tensor] = model.state_dict()
+    ours = stage1.qformer.state_dict()
+
+    def copy(name: str, value: Tensor) -> None:
+        ours[name][: len(value)].copy_(value)  # [DEC] has no row in theirs
+
+    base = "bert.embeddings."
+    copy("embeddings.words.weight", theirs[base + "word_embeddings.weight"])
+    copy(
+        "embeddings.positions.weight",
+        theirs[base + "position_embeddings.weight"]
+        + theirs[base + "token_type_embeddings.weight"][0],
+    )
+    for kind in ("weight", "bias"):
+        copy(f"embeddings.norm.{kind}", theirs[f"{base}LayerNorm.{kind}"])
+        for number in range(len(stage1.qformer.layers)):
+            for mine, its in _LAYER:
+                value = theirs[f"bert.encoder.layer.{number}.{its}.{kind}"]
+                copy(f"layers.{number}.{mine}.{kind}", value)
+        if has_head:
+            transform = "cls.predictions.transform."
+            copy(f"head.dense.{kind}", theirs[f"{transform}dense.{kind}"])
+            copy(f"head.norm.{kind}", theirs[f"{transform}LayerNorm.{kind}"])
+    if has_head:
+        copy("head.bias", theirs["cls.predictions.bias"])
+
+
+_LAYER = [
+    *((f"attention.{part}", f"attention.self.{part}") for part in ("query", "key", "value")),
+    ("attention.output", "attention.output.dense"),
+    ("attention.norm", "attention.output.LayerNorm"),
+    *(
+        pair
+        for net in ("text_feed_forward", "query_feed_forward")
+        for pair in (
+            (f"{net}.up", "intermediate.dense"),
+            (f"{net}.down", "output.dense"),
+            (f"{net}.norm", "output.LayerNorm"),
+        )
+    ),
+]
+"""Our names within a layer, and BERT's."""

@@ -1,0 +1,262 @@
+"""An index is built whole or not at all, and holds what the datasets hold."""
+
+import json
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import pytest
+
+from indexes import building, storage
+from indexes.building import Sources, build, checkpoint_of
+from indexes.retrieval import RetrievalIndex
+from indexes.storage import begin
+from pipeline.dataset import read_table
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.storage import TEMPORARY, Folder
+from pipeline.tombstones import add_tombstones
+
+
+def make(home, sources) -> RetrievalIndex:
+    folder = Folder.at(home)
+    if begin(folder, sources.lineage) is not None:
+        build(folder, sources, lambda count: None)
+    return RetrievalIndex.open(folder, verify=True)
+
+
+def faiss_ids(folder, name) -> list[int]:
+    index = faiss.read_index(f"{folder}/{name}")
+    return faiss.vector_to_array(index.id_map).tolist()
+
+
+def uids(numbers) -> list[bytes]:
+    return [number.to_bytes(16, "big") for number in numbers]
+
+
+def test_an_index_holds_each_picture_with_its_place_and_its_captions(tmp_path, shared_family):
+    index = make(tmp_path / "index", shared_family.sources())
+    rows = [row for row in range(16) if row != 9]
+    places = [(0, row) for row in range(5)] + [(1, row) for row in range(7) if row != 4]
+    places += [(2, row) for row in range(4)]
+    assert index.pictures.to_pylist() == [
+        {
+            "uid": row.to_bytes(16, "big"),
+            "url": f"http://example.org/{row}.jpg",
+            "captions": [f"caption {i} of {row}" for i in range(row % 4)],
+            "row": row,
+            "shard": shard,
+            "shard_row": shard_row,
+        }
+        for row, (shard, shard_row) in zip(rows, places, strict=True)
+    ]
+    assert faiss_ids(index.folder, "picture_vectors.faiss") == [
+        3 * row + query for row in rows for query in range(3)
+    ]
+    assert faiss_ids(index.folder, "caption_vectors.faiss") == list(
+        range(sum(row % 4 for row in rows))
+    )
+    assert index.manifest.num_queries == 3
+    assert index.manifest.embed_dim == 8
+    assert index.manifest.checkpoint == "c" * 64
+    assert index.summary.startswith("index of 15 pictures with 3 vectors each and 23 captions")
+
+
+def test_index_json_says_what_it_was_made_of(tmp_path, shared_family):
+    index = make(tmp_path / "index", shared_family.sources(split="test"))
+    value = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert value["format"] == "viaduct-index/1"
+    assert value["digest"] == index.digest
+    assert value["lineage"] == {
+        "job": "index",
+        "config": {"split": "test"},
+        "parents": [
+            {"kind": kind, "digest": shared_family.dataset(kind).digest}
+            for kind in ("pairs", "image_embeddings", "text_embeddings")
+        ],
+        "frozen": {"checkpoint": {"digest": "c" * 64, "stage": 1}},
+    }
+    assert {name: entry["rows"] for name, entry in value["files"].items()} == {
+        "pictures.arrow": 3,
+        "picture_vectors.faiss": 9,
+        "caption_vectors.faiss": 3,
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_is_indexed_alone(tmp_path, shared_family, split):
+    index = make(tmp_path / "index", shared_family.sources(split=split))
+    expected = [n for n, row in enumerate(shared_family.rows) if row["split"] == split and n != 9]
+    assert index.pictures.column("row").to_pylist() == expected
+
+
+def test_pictures_may_be_indexed_without_vectors_of_captions(tmp_path, shared_family):
+    index = make(tmp_path / "index", shared_family.sources(with_texts=False))
+    assert index.caption_vectors is None
+    assert not (tmp_path / "index" / "caption_vectors.faiss").exists()
+    assert index.pictures.column("captions")[3].as_py() == [f"caption {i} of 3" for i in range(3)]
+
+
+def test_what_was_taken_down_anywhere_is_not_indexed(tmp_path, family):
+    for kind, row in (("pairs", 3), ("image_embeddings", 7), ("text_embeddings", 15)):
+        add_tombstones(family.dataset(kind).folder, uids([row]))
+    index = make(tmp_path / "index", family.sources())
+    rows = [row for row in range(16) if row not in (3, 7, 9, 15)]
+    assert index.pictures.column("row").to_pylist() == rows
+    assert faiss_ids(index.folder, "picture_vectors.faiss")[::3] == [3 * row for row in rows]
+    assert len(index.caption_vectors) == sum(row % 4 for row in rows)
+    texts = [text for its in index.pictures.column("captions").to_pylist() for text in its]
+    for hit in index.search_captions(family.pictures[:1], 100)[0]:
+        assert hit.text in texts
+        assert int.from_bytes(hit.uid, "big") in rows
+
+
+def test_equal_sources_give_equal_indexes_wherever_they_lie(tmp_path, make_family):
+    digests = {
+        make(tmp_path / name / "index", make_family(tmp_path / name).sources()).digest
+        for name in ("a", "b")
+    }
+    assert len(digests) == 1
+    other = make_family(tmp_path / "c", seed=1)
+    assert make(tmp_path / "c" / "index", other.sources()).digest not in digests
+
+
+class Killed(BaseException):
+    """What no code here catches."""
+
+
+STEPS = {
+    "while vectors are gathered": (building, "shard_embeddings"),
+    "before the vectors are written": (building, "write_vectors"),
+    "before index.json is written": (building, "publish"),
+    "while a file is published": (storage.TemporaryFile, "publish"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_build_that_was_killed_goes_on_to_the_same_index(
+    tmp_path, monkeypatch, shared_family, step, calls
+):
+    whole = make(tmp_path / "whole", shared_family.sources())
+    begin(Folder.at(tmp_path / "index"), shared_family.sources().lineage)
+    home, name = STEPS[step]
+    before, count = getattr(home, name), 0
+
+    def killed(*arguments):
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Killed
+        return before(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, killed)
+        try:
+            make(tmp_path / "index", shared_family.sources())
+        except Killed:
+            with pytest.raises(ConfigError, match="index: not finished; run its job again"):
+                RetrievalIndex.open(str(tmp_path / "index"))
+        else:
+            assert count < calls  # the step comes less often
+    index = make(tmp_path / "index", shared_family.sources())
+    assert index.digest == whole.digest
+    for entry in index.manifest.files.values():
+        content = (tmp_path / "index" / entry.file).read_bytes()
+        assert content == (tmp_path / "whole" / entry.file).read_bytes()
+    assert index.pictures.equals(read_table(whole.folder, "pictures.arrow"))
+
+
+def test_a_build_that_was_killed_when_all_was_done_is_done(tmp_path, monkeypatch, shared_family):
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove_file", killed)
+        with pytest.raises(Killed):
+            make(tmp_path / "index", shared_family.sources())
+    assert begin(Folder.at(tmp_path / "index"), shared_family.sources().lineage) is None
+    assert not (tmp_path / "index" / ".draft.json").exists()
+    assert RetrievalIndex.open(str(tmp_path / "index"), verify=True).pictures.num_rows == 15
+
+
+def test_a_finished_build_leaves_nothing_else_behind(tmp_path, shared_family):
+    folder = tmp_path / "index"
+    begin(Folder.at(folder), shared_family.sources().lineage)
+    (folder / f"{TEMPORARY}left-by-a-killed-one").write_text("x")
+    make(folder, shared_family.sources())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "caption_vectors.faiss",
+        "index.json",
+        "picture_vectors.faiss",
+        "pictures.arrow",
+    ]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path, shared_family):
+    folder = Folder.at(tmp_path / "index")
+    begin(folder, shared_family.sources().lineage)
+    with pytest.raises(ConfigError, match=r'begun otherwise \(config.split: "all" there, "test"'):
+        begin(folder, shared_family.sources(split="test").lineage)
+    digest = make(tmp_path / "index", shared_family.sources()).digest
+    with pytest.raises(ConfigError, match=r'made otherwise \(config.split: "all" there, "test"'):
+        make(tmp_path / "index", shared_family.sources(split="test"))
+    assert begin(folder, shared_family.sources().lineage) is None
+    assert make(tmp_path / "index", shared_family.sources()).digest == digest
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, shared_family):
+    (tmp_path / "photo.jpg").write_text("x")
+    for home in (tmp_path, shared_family.home / "pairs"):
+        with pytest.raises(ConfigError, match="holds"):
+            make(home, shared_family.sources())
+
+
+def test_a_split_without_pictures_is_refused(tmp_path, family):
+    add_tombstones(family.dataset("pairs").folder, uids([1, 5, 13]))
+    with pytest.raises(ConfigError, match="image_embeddings: no picture of split 'test'"):
+        make(tmp_path / "index", family.sources(split="test"))
+
+
+def test_datasets_that_do_not_belong_together_are_refused(tmp_path, shared_family, make_family):
+    with pytest.raises(ConfigError, match=r"different checkpoints: c{16} and d{16}"):
+        make_family(tmp_path, text_checkpoint="d" * 64).sources()
+    pairs, images = (shared_family.dataset(kind) for kind in ("pairs", "image_embeddings"))
+    fewer = replace(pairs, manifest=replace(pairs.manifest, records=pairs.manifest.records[:2]))
+    with pytest.raises(ConfigError, match="do not match: shard 00002 is only in the second"):
+        Sources(fewer, images, None, "all")
+    with pytest.raises(ConfigError, match="pairs: its lineage names no checkpoint"):
+        checkpoint_of(pairs)
+
+
+def test_captions_other_than_those_embedded_are_refused(tmp_path, shared_family, make_family):
+    other = make_family(tmp_path / "other", word="title").dataset("pairs")
+    sources = replace(shared_family.sources(), pairs=other)
+    with pytest.raises(ConfigError, match=rf"picture {1:032x}: other captions were embedded"):
+        make(tmp_path / "index", sources)
+    assert make(tmp_path / "pictures", replace(sources, texts=None)).pictures.num_rows == 15
+
+
+def test_a_damaged_shard_is_named(tmp_path, family):
+    path = family.home / "image_embeddings" / "00001.arrow"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=r"image_embeddings/00001\.arrow"):
+        make(tmp_path / "index", family.sources())
+
+
+def test_progress_counts_every_row(tmp_path, shared_family):
+    folder, sources, counts = Folder.at(tmp_path / "index"), shared_family.sources(split="test"), []
+    begin(folder, sources.lineage)
+    build(folder, sources, counts.append)
+    assert counts == [5, 7, 4]
+
+
+def test_vectors_are_those_of_the_datasets(tmp_path, shared_family):
+    index = make(tmp_path / "index", shared_family.sources())
+    flat = faiss.downcast_index(index.picture_vectors.index.index)
+    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 3, 8)
+    rows = [row for row in range(16) if row != 9]
+    np.testing.assert_array_equal(stored, shared_family.pictures[rows])
+    flat = faiss.downcast_index(index.caption_vectors.index.index)
+    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 8)
+    expected = np.concatenate([shared_family.texts[row] for row in rows])
+    np.testing.assert_array_equal(stored, expected)

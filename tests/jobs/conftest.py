@@ -1,0 +1,177 @@
+"""What the tests of jobs share: features of small pictures, a tiny training, ranks in process."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from jobs.cli import main
+
+NUM_PICTURES = 72
+VIT = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
+SHORT = (
+    *("--num-queries", 4, "--embed-dim", 8, "--max-text-tokens", 12),
+    *("--threads", 1, "--device", "cpu"),
+    *("--steps", 12, "--batch-size", 8, "--warmup-steps", 2, "--learning-rate", 2e-3),
+    *("--log-every", 1, "--validate-every", 4, "--checkpoint-every", 4),
+    *("--itm-joins-at", 0.4, "--itm-hardens-until", 0.7),
+)
+"""A training of stage 1 for tests: with dropout, and ITM joins after the first checkpoint."""
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Runs a command that must fail with exit code 2 and one line; returns the line."""
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("viaduct")]
+        assert len(lines) == 1
+        assert "Traceback" not in out + err
+        return lines[0]
+
+    return refused
+
+
+# Data and models
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, ray_session, draw_folder) -> Path:
+    """`raw`, `pairs` and `features` of 72 pictures, in shards of 20; not to be changed."""
+    home = tmp_path_factory.mktemp("data")
+    draw_folder(home / "source", NUM_PICTURES)
+    run("ingest", home / "source", "--out", home / "raw")
+    shares = ("--validation-share", 0.2, "--test-share", 0.2)
+    run("curate", home / "raw", "--out", home / "pairs", "--shard-rows", 20, *shares)
+    run("features", home / "pairs", "--out", home / "features", *VIT)
+    return home
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory) -> Path:
+    """A BERT of two layers, 32 wide, whose tokenizer knows numbers, as a hub has it."""
+    folder = tmp_path_factory.mktemp("bert") / "bert"
+    words = ["picture", "number", "of", *"0123456789", *(f"##{digit}" for digit in range(10))]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: number for number, word in enumerate(special + words)}
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2, "max_position_embeddings": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(folder)
+    made = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
+    BertTokenizerFast(tokenizer_object=made._tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1_command(data, bert_folder) -> Callable[..., list[object]]:
+    """The command of a short training of stage 1: `stage1_command(out, *options)`."""
+
+    def command(out: Path, *options: object) -> list[object]:
+        where = ("--features", data / "features", "--captions", data / "pairs", "--out", out)
+        return ["train-stage1", *where, "--start", f"hf:{bert_folder}", *SHORT, *options]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory) -> Path:
+    """A Llama of two layers, 16 wide, with a byte-level tokenizer, as a hub has it."""
+    folder = tmp_path_factory.mktemp("language") / "llama"
+    learner = ByteLevelBPETokenizer()
+    texts = [f"picture number {number} picture of {number}" for number in range(NUM_PICTURES)]
+    learner.train_from_iterator(texts, vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token="</s>")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# Ranks
+
+
+class _TrainerHere:
+    """In place of Ray Train's: one rank, in this process, from what would be pickled to it."""
+
+    def __init__(self, loop: Callable, *, train_loop_config: dict, **_: object) -> None:
+        from ray import cloudpickle
+
+        self._loop, self._config = cloudpickle.loads(cloudpickle.dumps((loop, train_loop_config)))
+
+    def fit(self) -> None:
+        from ray.train import WorkerGroupError
+
+        try:
+            self._loop(self._config)
+        except Exception as error:
+            raise WorkerGroupError(str(error), {0: error}) from error
+
+
+@pytest.fixture(scope="session")
+def rank_here() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within `with rank_here():` a training has one rank, in this process: that takes a second."""
+
+    @contextlib.contextmanager
+    def here() -> Iterator[None]:
+        threads = torch.get_num_threads()
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ray.train.torch.TorchTrainer", _TrainerHere)
+            patch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+                torch.use_deterministic_algorithms(False)
+                torch.utils.deterministic.fill_uninitialized_memory = filled
+
+    return here
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, stage1_command, rank_here) -> Path:
+    """The folder of a short training of stage 1 that nothing disturbed; not to be changed."""
+    out = tmp_path_factory.mktemp("unbroken") / "stage1"
+    with rank_here():
+        run(*stage1_command(out))
+    return out
+
+
+TIMES = ("pairs_per_s", "data_wait_s", "time_left_s")
+
+
+@pytest.fixture(scope="session")
+def read_training() -> Callable[[Path], SimpleNamespace]:
+    """What of a training must not depend on what became of it on its way."""
+
+    def read(folder: Path) -> SimpleNamespace:
+        """`lines` of metrics without times, and `digest`."""
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lasting = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+        digest = json.loads((folder / "checkpoint.json").read_text())["digest"]
+        return SimpleNamespace(lines=lasting, digest=digest)
+
+    return read

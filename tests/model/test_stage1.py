@@ -1,0 +1,367 @@
+"""Stage 1: its losses against passes of their own for each pair, and what it embeds."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from model.stage1 import TEMPERATURE_RANGE, ObjectivesConfig, Stage1, Stage1Batch
+from pipeline.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAPER = ObjectivesConfig()
+
+
+@pytest.fixture
+def stage1(scattered_stage1) -> Stage1:
+    return scattered_stage1().eval()
+
+
+@pytest.fixture
+def batch(tokenizer, captions) -> Stage1Batch:
+    """Six pairs; 0 and 2 have the same picture, 1 and 4 the same caption."""
+    tokens = torch.randn(6, 7, 10, generator=torch.Generator().manual_seed(1))
+    tokens[2] = tokens[0]
+    captions[4] = captions[1]
+    ids, present = tokenizer.encode(captions, 14)
+    assert not present.all()
+    assert present[3].all()  # this one is cut
+    return Stage1Batch(
+        tokens, ids, present, torch.tensor([9, 8, 9, 6, 5, 4]), torch.tensor([1, 7, 3, 4, 7, 6])
+    )
+
+
+def part(batch: Stage1Batch, pairs: list[int]) -> Stage1Batch:
+    return Stage1Batch(*(value[pairs] for value in vars(batch).values()))
+
+
+def numbers(count: int) -> Tensor:
+    return torch.rand(2, count, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+# The losses, pair by pair
+
+
+def keys_of(stage1: Stage1, tokens: Tensor):
+    return stage1.qformer.image_keys(stage1.ln_vision(tokens[None].float()))
+
+
+def slow_cosine(stage1: Stage1, tokens: Tensor, ids: Tensor) -> float:
+    """Of one picture and one caption without padding."""
+    outputs, _ = stage1.qformer.see(keys_of(stage1, tokens))
+    text = stage1.qformer.read(ids[None], torch.ones(1, len(ids), dtype=torch.bool))
+    word = stage1.text_proj(text[0, 0])
+    return max(float(F.cosine_similarity(stage1.vision_proj(q), word, 0)) for q in outputs[0])
+
+
+def slow_itc(rows: list[list[float]], same: list[list[bool]], smoothing: float) -> float:
+    nats = 0.0
+    for own, row in enumerate(rows):
+        there = [s for c, s in enumerate(row) if c == own or not same[own][c]]
+        total = math.log(sum(map(math.exp, there)))
+        nats += total - (1 - smoothing) * row[own] - smoothing * sum(there) / len(there)
+    return nats / len(rows)
+
+
+def slow_itg(stage1: Stage1, tokens: Tensor, ids: Tensor, smoothing: float) -> tuple[float, int]:
+    """Token by token: each time all that stands before the next one is written anew."""
+    _, past = stage1.qformer.see(keys_of(stage1, tokens))
+    text = torch.cat([torch.tensor([stage1.tokenizer.dec]), ids[1:]])
+    nats = 0.0
+    for place in range(1, len(text)):
+        before = text[None, :place]
+        scores, _ = stage1.qformer.write(past, before, torch.ones_like(before, dtype=torch.bool))
+        nats += F.cross_entropy(scores[0, -1], text[place], label_smoothing=smoothing).item()
+    return nats, len(text) - 1
+
+
+def slow_draw(row: list[float], same: list[bool], hardness: float, number: float) -> int:
+    allowed = [c for c, forbidden in enumerate(same) if not forbidden]
+    total = sum(math.exp(row[c]) for c in allowed)
+    reached = 0.0
+    for c in allowed:
+        reached += hardness * math.exp(row[c]) / total + (1 - hardness) / len(allowed)
+        if reached > number:
+            return c
+    return allowed[-1]
+
+
+def slow_itm(stage1: Stage1, tokens: Tensor, ids: Tensor, label: int) -> tuple[float, bool]:
+    present = torch.ones(1, len(ids), dtype=torch.bool)
+    outputs = stage1.qformer.see_and_read(keys_of(stage1, tokens), ids[None], present)
+    logits = sum(stage1.itm_head(q) for q in outputs[0]) / outputs.shape[1]
+    return F.cross_entropy(logits, torch.tensor(label)).item(), int(logits.argmax()) == label
+
+
+@torch.no_grad()
+def slow_losses(stage1: Stage1, batch: Stage1Batch, hardness: float, smoothing: float) -> dict:
+    """Every picture and every caption by itself, without padding."""
+    pairs = range(len(batch.ids))
+    texts = [ids[there] for ids, there in zip(batch.ids, batch.present, strict=True)]
+    sims = [[slow_cosine(stage1, t, text) for text in texts] for t in batch.tokens]
+    sims = [[s / stage1.temperature.item() for s in row] for row in sims]
+    back = [list(column) for column in zip(*sims, strict=True)]
+    picture, caption = batch.picture.tolist(), batch.caption.tolist()
+    same = [[picture[i] == picture[j] or caption[i] == caption[j] for j in pairs] for i in pairs]
+    written = {
+        s: [slow_itg(stage1, t, text, s) for t, text in zip(batch.tokens, texts, strict=True)]
+        for s in (0.0, smoothing)
+    }
+    judged = []
+    for i in pairs:
+        u = numbers(len(pairs))[:, i].tolist()
+        drawn_picture = slow_draw(back[i], same[i], hardness, u[0])
+        drawn_text = slow_draw(sims[i], same[i], hardness, u[1])
+        for p, t, label in ((i, i, 1), (drawn_picture, i, 0), (i, drawn_text, 0)):
+            judged.append(slow_itm(stage1, batch.tokens[p], texts[t], label))
+    itc, itg = (
+        {s: (slow_itc(sims, same, s) + slow_itc(back, same, s)) / 2 for s in (0.0, smoothing)},
+        {s: sum(n for n, _ in w) / sum(num for _, num in w) for s, w in written.items()},
+    )
+    return {
+        "itc": itc[smoothing],
+        "itc_unsmoothed": itc[0.0],
+        "itg": itg[smoothing],
+        "itg_unsmoothed": itg[0.0],
+        "itm": sum(nats for nats, _ in judged) / len(judged),
+        "itm_accuracy": sum(right for _, right in judged) / len(judged),
+    }
+
+
+@pytest.mark.parametrize(("hardness", "smoothing"), [(1.0, 0.1), (0.5, 0.3), (0.0, 0.0)])
+def test_each_loss_is_that_of_passes_of_its_own(stage1, batch, hardness, smoothing):
+    objectives = ObjectivesConfig(label_smoothing=smoothing)
+    with torch.no_grad():
+        found = stage1(batch, objectives, hardness, numbers(6))
+    found = {name: value.item() for name, value in found.items()}
+    loss = found.pop("loss")
+    assert loss == pytest.approx(found["itc"] + found["itm"] + found["itg"], rel=1e-6)
+    assert found == pytest.approx(slow_losses(stage1, batch, hardness, smoothing), rel=2e-5)
+    assert 0 < found["itm_accuracy"] < 1
+
+
+def test_the_losses_of_a_pair_do_not_depend_on_padding(stage1, batch):
+    before = stage1(batch, PAPER, 1.0, numbers(6))
+    ids, present = F.pad(batch.ids, (0, 4), value=17), F.pad(batch.present, (0, 4))
+    wide = Stage1Batch(batch.tokens, ids, present, batch.picture, batch.caption)
+    for name, value in stage1(wide, PAPER, 1.0, numbers(6)).items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_only_the_loss_has_a_gradient(stage1, batch):
+    found = stage1(batch, PAPER, 1.0, numbers(6))
+    assert [name for name, value in found.items() if value.requires_grad] == ["loss"]
+    assert all(value.shape == () for value in found.values())
+
+
+@pytest.mark.parametrize("hardness", [None, 1.0])
+def test_every_weight_has_a_gradient(stage1, batch, hardness):
+    stage1(batch, PAPER, hardness, numbers(6))["loss"].backward()
+    for name, parameter in stage1.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        moves = parameter.grad.abs().max() > 1e-7
+        # All scores of a row alike: the keys' bias changes nothing in a softmax.
+        assert moves == (
+            not name.endswith("key.bias") and (hardness is not None or "itm" not in name)
+        ), name
+
+
+def test_gradients_are_the_slopes_of_the_loss(stage1, batch):
+    def loss() -> Tensor:
+        return stage1(batch, PAPER, 1.0, numbers(6))["loss"]
+
+    loss().backward()
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in stage1.named_parameters():
+        parts.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
+    with torch.no_grad():
+        for name, parameters in parts.items():
+            steepness = math.hypot(*(p.grad.norm() for p in parameters))
+            found = []
+            for length in (2e-3, -4e-3, 2e-3):
+                for parameter in parameters:
+                    parameter += length / steepness * parameter.grad
+                found.append(loss().item())
+            slope = (found[0] - found[1]) / 4e-3
+            assert slope == pytest.approx(steepness, rel=0.01, abs=2e-3), name
+
+
+def test_before_itm_joins_the_loss_is_that_of_the_others(stage1, batch):
+    found = stage1(batch, PAPER, None, numbers(6))
+    both = stage1(batch, PAPER, 1.0, numbers(6))
+    assert found.keys() == both.keys() - {"itm", "itm_accuracy"}
+    torch.testing.assert_close(found["loss"], found["itc"] + found["itg"])
+    for name in ("itc", "itg", "itc_unsmoothed", "itg_unsmoothed"):
+        assert torch.equal(found[name], both[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tokens_may_be_in_half_precision(stage1, batch, dtype):
+    half = Stage1Batch(batch.tokens.to(dtype), *list(vars(batch).values())[1:])
+    exact = Stage1Batch(half.tokens.float(), *list(vars(batch).values())[1:])
+    expected = stage1(exact, PAPER, 1.0, numbers(6))
+    for name, value in stage1(half, PAPER, 1.0, numbers(6)).items():
+        assert torch.equal(value, expected[name])
+
+
+def test_mixed_precision_is_for_the_layers_and_not_for_the_losses(stage1, batch):
+    exact = stage1(batch, PAPER, 1.0, numbers(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = stage1(batch, PAPER, 1.0, numbers(6))
+    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(
+        exact, torch.float32
+    )
+    for name in ("itc", "itg"):
+        assert found[name].item() == pytest.approx(exact[name].item(), rel=0.02)
+    found["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in stage1.parameters())
+
+
+def test_dropout_acts_in_training_alone(scattered_stage1, batch):
+    plain, dropping = scattered_stage1(), scattered_stage1(dropout=0.3)
+    expected = plain(batch, PAPER, 1.0, numbers(6))["loss"]
+    assert torch.equal(dropping.eval()(batch, PAPER, 1.0, numbers(6))["loss"], expected)
+    torch.manual_seed(0)
+    first, second = (dropping.train()(batch, PAPER, 1.0, numbers(6))["loss"] for _ in range(2))
+    assert len({first.item(), second.item(), expected.item()}) == 3
+
+
+# Batches in which there is nobody else
+
+
+@pytest.mark.parametrize("pairs", [[3], [0, 2], [1, 4, 1]])
+def test_pairs_that_are_all_the_same_have_captions_alone_to_learn(stage1, batch, pairs):
+    found = stage1(part(batch, pairs), PAPER, 1.0, numbers(len(pairs)))
+    assert [found[name].item() for name in ("itc", "itc_unsmoothed", "itm")] == [0, 0, 0]
+    assert found["itg"] > 0
+    torch.testing.assert_close(found["loss"], found["itg"])
+    found["loss"].backward()
+    for name, parameter in stage1.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_pairs_without_negatives_leave_itm_to_the_others(stage1, batch):
+    # The second shares its picture with the first and its caption with the third.
+    chained = part(batch, [0, 3, 5])
+    chained = Stage1Batch(
+        chained.tokens,
+        chained.ids,
+        chained.present,
+        torch.tensor([1, 1, 2]),
+        torch.tensor([1, 2, 2]),
+    )
+    found = stage1(chained, PAPER, 1.0, numbers(3))
+    texts = [ids[there] for ids, there in zip(chained.ids, chained.present, strict=True)]
+    judged = [
+        slow_itm(stage1, chained.tokens[p], texts[t], label)
+        for p, t, label in [(0, 0, 1), (2, 2, 1), (2, 0, 0), (0, 2, 0), (0, 2, 0), (2, 0, 0)]
+    ]
+    assert found["itm"].item() == pytest.approx(sum(n for n, _ in judged) / 6, rel=1e-5)
+    assert found["itm_accuracy"].item() == pytest.approx(sum(r for _, r in judged) / 6)
+
+
+# Configuration and temperature
+
+
+@pytest.mark.parametrize(
+    ("joins", "until", "expected"),
+    [
+        (0, 0, {0: 1.0, 50: 1.0, 99: 1.0}),
+        (0, 0.5, {0: 0.0, 25: 0.5, 49: 0.98, 50: 1.0, 99: 1.0}),
+        (0.2, 0.6, {0: None, 19: None, 20: 0.0, 30: 0.25, 60: 1.0, 99: 1.0}),
+        (0.2, 0, {19: None, 20: 1.0, 99: 1.0}),
+        (0.2, 0.2, {19: None, 20: 1.0}),
+        (1, 1, {0: None, 99: None}),
+    ],
+)
+def test_itm_joins_and_its_negatives_harden(joins, until, expected):
+    objectives = ObjectivesConfig(itm_joins_at=joins, itm_hardens_until=until)
+    for step, hardness in expected.items():
+        assert objectives.itm_hardness(step, 100) == pytest.approx(hardness), step
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "itm_joins_at", "itm_hardens_until"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_named(name, value):
+    with pytest.raises(ConfigError, match=rf"{name}: {value} is not in \[0, 1\]"):
+        ObjectivesConfig(**{name: value})
+
+
+def test_the_temperature_starts_as_the_papers_and_keeps_its_range(tiny, tokenizer):
+    stage1 = Stage1(tiny(), tokenizer)
+    assert stage1.temperature.item() == pytest.approx(0.07)
+    low, high = TEMPERATURE_RANGE
+    for value, kept in ((-1.0, low), (0.1, 0.1), (2.0, high)):
+        stage1.temperature.data.fill_(value)
+        stage1.bound_temperature()
+        assert stage1.temperature.item() == pytest.approx(kept)
+    assert stage1.temperature.requires_grad
+
+
+def test_a_batch_moves_as_a_whole(batch):
+    moved = batch.to("meta")
+    for name, value in vars(moved).items():
+        assert value.is_meta
+        assert (value.shape, value.dtype) == (
+            getattr(batch, name).shape,
+            getattr(batch, name).dtype,
+        )
+
+
+# Embeddings
+
+
+def test_embeddings_are_those_that_itc_compares(stage1, batch, captions):
+    pictures, texts = stage1.embed_pictures(batch.tokens), stage1.embed_texts(captions)
+    assert (pictures.shape, texts.shape) == ((6, 4, 6), (6, 6))
+    assert pictures.dtype == texts.dtype == torch.float32
+    for vectors in (pictures, texts):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+    ids, present = stage1.tokenizer.encode(captions, stage1.config.max_text_tokens)
+    with torch.no_grad():
+        for i, j in itertools.product(range(3), range(6)):
+            expected = slow_cosine(stage1, batch.tokens[i], ids[j][present[j]])
+            found = float((pictures[i] @ texts[j]).max())
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_embeddings_do_not_depend_on_who_else_is_embedded(stage1, batch, captions):
+    pictures, texts = stage1.embed_pictures(batch.tokens), stage1.embed_texts(captions)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    for i in range(6):
+        torch.testing.assert_close(
+            stage1.embed_pictures(batch.tokens[[i]])[0], pictures[i], **close
+        )
+        torch.testing.assert_close(stage1.embed_texts([captions[i]])[0], texts[i], **close)
+    assert torch.equal(
+        stage1.embed_pictures(batch.tokens.half()),
+        stage1.embed_pictures(batch.tokens.half().float()),
+    )
+
+
+def test_long_captions_are_embedded_as_far_as_they_are_read(stage1, captions):
+    long = " ".join(captions)
+    longer = long + " and a dog"
+    assert torch.equal(*stage1.embed_texts([long, longer]))
+    assert not torch.equal(*stage1.embed_texts(["a dog", "a dog and a dog"]))
+
+
+def test_nothing_to_embed_is_no_vectors(stage1):
+    assert stage1.embed_pictures(torch.empty(0, 7, 10)).shape == (0, 4, 6)
+    assert stage1.embed_texts([]).shape == (0, 6)
+
+
+def test_shapes_are_as_written(checked, tiny, tokenizer, batch, captions):
+    module = checked.stage1
+    stage1 = module.Stage1(module.QFormerConfig(**vars(tiny())), tokenizer)
+    shaped = module.Stage1Batch(*vars(batch).values())
+    for hardness in (None, 1.0):
+        stage1(shaped, module.ObjectivesConfig(), hardness, numbers(6))["loss"].backward()
+    stage1.embed_pictures(batch.tokens.half())
+    stage1.embed_texts(captions)

