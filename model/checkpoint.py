@@ -113,7 +113,7 @@ class Checkpoint:
             )
             if value["format"] != FORMAT or value["digest"] != checkpoint.digest:
                 raise DatasetError(f"{folder}/{FILE}: damaged, or of a later format")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(f"{folder}/{FILE}: field missing or wrong: {error}") from error
         if stage is not None and checkpoint.stage != stage:
             raise ConfigError(f"{folder}: is of stage {checkpoint.stage}; stage {stage} is needed")

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.stage1 import Stage1
+from pipeline.errors import ConfigError
 
 
 @torch.inference_mode()
@@ -27,7 +28,14 @@ def write_captions(
         top_p: draw from the smallest set of tokens that holds this share of the probability; None
             takes the most probable token each time.
         generator: of the draws, on the CPU.
+
+    Raises:
+        ConfigError: there are not so many positions.
     """
+    if max_tokens > stage1.config.max_positions:
+        raise ConfigError(
+            f"max_tokens: {max_tokens}, but there are {stage1.config.max_positions} positions"
+        )
     tokenizer = stage1.tokenizer
     _, past = stage1.qformer.see(stage1.image_keys(tokens))
     last = torch.full((len(tokens), 1), tokenizer.dec, device=tokens.device)

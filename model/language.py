@@ -1,5 +1,6 @@
 """Frozen decoder-only language models, by name."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.errors import ConfigError, first_line
@@ -27,6 +29,10 @@ class LanguageModel:
     def width(self) -> int:
         """L"""
         return int(self.model.get_input_embeddings().embedding_dim)
+
+    def prefix(self, prompt: str) -> list[int]:
+        """What stands before a caption: what the tokenizer puts before all texts, and the prompt."""
+        return list(self.tokenizer(prompt)["input_ids"])
 
     @property
     def end(self) -> int:
@@ -59,8 +65,13 @@ def load_language_model(name: str) -> LanguageModel:
             raise ConfigError(f"language_model: {name} is encoder-decoder; a decoder is needed")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"language_model: {name} cannot be had ({first_line(error)})") from error
+    if len(tokenizer) < config.vocab_size / 2:  # transformers makes an empty one if there is none
+        raise ConfigError(
+            f"language_model: {name}: its tokenizer has {len(tokenizer)} words, its model "
+            f"{config.vocab_size}"
+        )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"language_model: {name}: its tokenizer has no end token")
     return LanguageModel(name, model, tokenizer)
@@ -81,7 +92,8 @@ def _smollm2() -> Path:
         return folder
     home = str(Path(found.origin).parent)
     packed = AutoModelForCausalLM.from_pretrained(home, gguf_file=file, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(home, gguf_file=file)
+    config = copy.deepcopy(packed.config)
+    vars(config).pop("quantization_config", None)
     # What came out of a quantised file refuses to be saved; its weights are plain ones by now.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(packed.state_dict())

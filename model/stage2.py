@@ -17,6 +17,7 @@ from model.language import LanguageModel
 from model.objectives import IGNORED
 from model.qformer import INIT_STD, QFormer, QFormerConfig
 from model.ranks import mean_over_ranks
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,8 @@ class Stage2(nn.Module):
         soft = self.soft_prompt(tokens)
         embed = language.model.get_input_embeddings()
         start = soft.to(embed.weight.dtype)
-        if prompt:
-            ids = torch.tensor(language.tokenizer(prompt)["input_ids"], device=soft.device)
-            start = torch.cat([start, embed(ids).expand(len(soft), -1, -1)], dim=1)
+        ids = torch.tensor(language.prefix(prompt), dtype=torch.long, device=soft.device)
+        start = torch.cat([start, embed(ids).expand(len(soft), -1, -1)], dim=1)
         written = language.model.generate(
             inputs_embeds=start,
             attention_mask=torch.ones(start.shape[:2], dtype=torch.long, device=soft.device),
@@ -124,15 +124,21 @@ def language_batch(
         prompt: stands before each, and is not learned.
         max_tokens: T at most, the end token among them.
 
+    Raises:
+        ConfigError: the prompt leaves no room.
+
     Returns:
         Ids, which of them are no padding, and targets (see `Stage2Batch`).
     """
-    prompt_ids = language.tokenizer(prompt)["input_ids"] if prompt else []
+    prompt_ids = language.prefix(prompt)
     space = " " if prompt and not prompt.endswith(" ") else ""
     room = max_tokens - len(prompt_ids) - 1
+    if room < 1:
+        raise ConfigError(
+            f"max_language_tokens: {max_tokens} leaves no room for a caption after the prompt"
+        )
     words = [
-        language.tokenizer(space + text, add_special_tokens=not prompt)["input_ids"]
-        for text in texts
+        language.tokenizer(space + text, add_special_tokens=False)["input_ids"] for text in texts
     ]
     rows = [[*prompt_ids, *its[:room], language.end] for its in words]
     width = max(map(len, rows))

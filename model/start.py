@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -93,7 +94,10 @@ def start_stage1(
 
 def start_digest(config: StartConfig) -> str | None:
     """Digest of the weights that stage 1 starts from; None from scratch. Raises ConfigError."""
-    return None if config.start == SCRATCH else weights_digest(_bert(config.start)[0])
+    if config.start == SCRATCH:
+        return None
+    model, has_head = _bert(config.start)
+    return weights_digest(model if has_head else model.bert)  # a head that was not there is chance
 
 
 def _size(
@@ -108,6 +112,11 @@ def _size(
     }
     if bert is not None:
         its = bert[0].config
+        if len(tokenizer) < its.vocab_size / 2:  # transformers makes an empty one if there is none
+            raise ConfigError(
+                f"start: {config.start}: its tokenizer has {len(tokenizer)} words, its model "
+                f"{its.vocab_size}"
+            )
         shape = {
             "width": its.hidden_size,
             "num_layers": its.num_hidden_layers,
@@ -140,7 +149,7 @@ def _bert(name: str) -> _Bert:
         model, told = AutoModelForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"start: {name} cannot be had ({first_line(error)})") from error
     has_head = not any(key.startswith("cls.predictions.transform") for key in told["missing_keys"])
     return model.eval(), has_head
@@ -161,7 +170,8 @@ def _take_over(stage1: Stage1, bert: _Bert) -> None:
         ours[name][: len(value)].copy_(value)  # [DEC] has no row in theirs
 
     base = "bert.embeddings."
-    copy("embeddings.words.weight", theirs[base + "word_embeddings.weight"])
+    known = stage1.tokenizer.dec  # some vocabularies are padded beyond the words there are
+    copy("embeddings.words.weight", theirs[base + "word_embeddings.weight"][:known])
     copy(
         "embeddings.positions.weight",
         theirs[base + "position_embeddings.weight"]
@@ -178,7 +188,7 @@ def _take_over(stage1: Stage1, bert: _Bert) -> None:
             copy(f"head.dense.{kind}", theirs[f"{transform}dense.{kind}"])
             copy(f"head.norm.{kind}", theirs[f"{transform}LayerNorm.{kind}"])
     if has_head:
-        copy("head.bias", theirs["cls.predictions.bias"])
+        copy("head.bias", theirs["cls.predictions.bias"][:known])
 
 
 _LAYER = [
