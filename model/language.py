@@ -31,7 +31,7 @@ class LanguageModel:
         return int(self.model.get_input_embeddings().embedding_dim)
 
     def prefix(self, prompt: str) -> list[int]:
-        """What stands before a caption: what the tokenizer puts before all texts, and the prompt."""
+        """What stands before a caption: what the tokenizer puts before any text, and the prompt."""
         return list(self.tokenizer(prompt)["input_ids"])
 
     @property

@@ -72,11 +72,13 @@ _STAGE1 = {
     "batch-size": 128,
     "learning-rate": 1e-3,
     "warmup-steps": 30,
-    "itm-joins-at": 0.4,
+    "dropout": 0.05,
+    "itg-joins-at": 0.6,
+    "itm-joins-at": 0.6,
     "itm-hardens-until": 1,
     "log-every": 10,
-    "validate-every": 50,
-    "checkpoint-every": 50,
+    "validate-every": 80,
+    "checkpoint-every": 80,
 }
 _STAGE2 = {
     "language-model": "offline:smollm2",
@@ -93,7 +95,7 @@ _STAGE2 = {
 QUICK = Scale(
     pages=3600,
     test_share=0.19,
-    stage1=_STAGE1 | {"steps": 150},
+    stage1=_STAGE1 | {"steps": 160},
     stage2=_STAGE2 | {"steps": 50},
     captioned=12,
 )

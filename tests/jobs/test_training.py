@@ -425,6 +425,7 @@ def test_ranks_take_equal_parts_of_a_batch(monkeypatch):
 # With Ray Train
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(
     tmp_path, stage1_command, disturb, unbroken, read_training
 ):
@@ -444,6 +445,7 @@ def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(
     assert ran["phases"][0]["failures"] == 1
 
 
+@pytest.mark.slow
 def test_what_only_the_user_can_mend_is_told_at_once_in_one_line(
     tmp_path, stage1_command, disturb, capsys
 ):
@@ -549,6 +551,7 @@ def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert read_training(tmp_path / "out") == read_training(stage2)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_stage_2(tmp_path, stage1_command, stage2_command, rank_here):
     """By Ray Train; captions differ in length, so that ranks hold other numbers of tokens."""
     options = ("--checkpoint", tmp_path / "stage1")
