@@ -84,6 +84,8 @@ class TrainStage2:
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             language = load_language_model(self.language.language_model)
+            room = self.language.max_language_tokens  # raises where the prompt leaves none
+            language_batch(language, ["a"], prompt=self.language.prompt, max_tokens=room)
             frozen = {
                 "encoder": features.manifest.lineage.frozen["encoder"],
                 "stage1": {"digest": stage1.digest},

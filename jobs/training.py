@@ -403,7 +403,7 @@ class _Rank:
         line = self._window.take(self._training.loop.batch_size)
         for name in ("loss", "gradient_norm"):
             if not torch.isfinite(torch.tensor(line[name])):
-                raise ViaductError(
+                raise ConfigError(
                     f"step {done}: {name} is {line[name]}; go on from the last checkpoint with a "
                     "lower learning_rate or a longer warm-up"
                 )

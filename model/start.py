@@ -93,10 +93,17 @@ def start_stage1(
 
 
 def start_digest(config: StartConfig) -> str | None:
-    """Digest of the weights that stage 1 starts from; None from scratch. Raises ConfigError."""
+    """Digest of the weights that stage 1 starts from; None from scratch.
+
+    Raises:
+        ConfigError: they cannot be had, or cannot read so long captions.
+    """
     if config.start == SCRATCH:
         return None
     model, has_head = _bert(config.start)
+    longest = model.config.max_position_embeddings
+    if config.max_text_tokens > longest:
+        raise ConfigError(f"max_text_tokens: {config.max_text_tokens}, but max_positions={longest}")
     return weights_digest(model if has_head else model.bert)  # a head that was not there is chance
 
 
