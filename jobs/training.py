@@ -41,6 +41,7 @@ from model.optimizer import (
     make_optimizer,
     optimizer_state,
     restore_optimizer,
+    set_learning_rate,
 )
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.draft import Draft
@@ -386,8 +387,7 @@ class _Rank:
     def _update(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
         training = self._training
         rate = learning_rate(training.optimizer, step, training.loop.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._optimizer, rate)
         torch.manual_seed(dropout_seed(training.loop.seed, step, ranks.rank()))
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
             losses = self._learner.losses(self._wrapped, batch, step)

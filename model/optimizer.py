@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 
+_TEMPERATURE = "temperature"
+TEMPERATURE_RATE = 1e-4
+"""Highest learning rate of ITC's temperature: the paper's peak. At the higher ones that new weights
+take in short runs, it falls before the embeddings have learned, and what they learn is noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -69,13 +74,28 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Ad
             "params": [p for name, p in trained if _decays(name, p)],
             "weight_decay": config.weight_decay,
         },
-        {"params": [p for name, p in trained if not _decays(name, p)], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if _is_kept(name, p)], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained if name == _TEMPERATURE],
+            "weight_decay": 0.0,
+            "highest_lr": TEMPERATURE_RATE,
+        },
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
 
 
+def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """The learning rate of the next update, within what each group allows."""
+    for group in optimizer.param_groups:
+        group["lr"] = min(rate, group.get("highest_lr", rate))
+
+
 def _decays(name: str, weight: Tensor) -> bool:
     return weight.ndim >= 2 and not name.endswith("query_tokens")
+
+
+def _is_kept(name: str, weight: Tensor) -> bool:
+    return not _decays(name, weight) and name != _TEMPERATURE
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ One step: the queries look at the pictures once; text is read once; ITC compares
 at pairs and at drawn non-pairs, ITG writes the captions after what the queries kept.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from model.objectives import (
     same_pairs,
     similarity,
 )
-from model.qformer import INIT_STD, ImageKeys, QFormer, QFormerConfig
+from model.qformer import ImageKeys, QFormer, QFormerConfig, init_std
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
 from pipeline.errors import ConfigError
@@ -51,12 +52,15 @@ class ObjectivesConfig:
 
     itm_hardens_until: float = 0.0
     """Share of the steps after which ITM's negatives are as hard as ITC can find; from the moment
-    it joins until then they turn so from chance. The paper's is 0, hard at once."""
+    it joins until then they turn so from chance. The paper's is 0, hard at once; above 1 they
+    never quite get there, which very short runs need."""
 
     def __post_init__(self) -> None:
-        for name in ("label_smoothing", "itg_joins_at", "itm_joins_at", "itm_hardens_until"):
+        for name in ("label_smoothing", "itg_joins_at", "itm_joins_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
+        if not 0 <= self.itm_hardens_until < math.inf:
+            raise ConfigError(f"itm_hardens_until: {self.itm_hardens_until} is not in [0, inf)")
 
     def has_itg(self, step: int, steps: int) -> bool:
         """Whether ITG has joined at a step."""
@@ -112,7 +116,7 @@ class Stage1(nn.Module):
         self.itm_head = nn.Linear(config.width, 2)
         self.temperature = nn.Parameter(torch.tensor(0.07))
         for layer in (self.vision_proj, self.text_proj, self.itm_head):
-            nn.init.normal_(layer.weight, std=INIT_STD)
+            nn.init.normal_(layer.weight, std=init_std(config.width))
             nn.init.zeros_(layer.bias)
 
     def bound_temperature(self) -> None:

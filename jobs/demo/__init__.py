@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import ClusterConfig, session
+from jobs.demo.scenes import WORLDS
 from jobs.demo.web import Page, make_pages, num_planted, served, write_urls
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, ViaductError
@@ -34,9 +35,9 @@ CAUGHT_AS = {
 
 SEARCHES = (
     "a red house on a meadow",
-    "a white boat and a yellow fish at sea",
-    "a green tree at night",
-    "a red heart beside a black cup",
+    "a white balloon and a yellow butterfly at night",
+    "a blue star, a red balloon and a green butterfly",
+    "a black butterfly above a yellow house",
 )
 
 _MARK = ".viaduct-demo"
@@ -52,6 +53,8 @@ class Scale:
 
     pages: int
     """Pages of the web; some five in six arrive as pictures of their own."""
+    worlds: int
+    """Of the four worlds of scenes, how many there are on it."""
     test_share: float
     stage1: dict[str, Any]
     """Options of train-stage1."""
@@ -63,49 +66,52 @@ class Scale:
 
 _STAGE1 = {
     "start": "scratch",
-    "num-layers": 4,
+    "num-layers": 3,
     "width": 192,
     "num-heads": 4,
     "num-queries": 8,
     "embed-dim": 128,
     "vocab-size": 2000,
-    "batch-size": 128,
+    "batch-size": 96,
     "learning-rate": 1e-3,
-    "warmup-steps": 30,
-    "dropout": 0.05,
-    "itg-joins-at": 0.6,
-    "itm-joins-at": 0.6,
-    "itm-hardens-until": 1,
+    "final-learning-rate": 3e-4,
+    "warmup-steps": 40,
+    "dropout": 0,
+    "itg-joins-at": 0.75,
+    "itm-joins-at": 0.3,
+    "itm-hardens-until": 2,
     "log-every": 10,
-    "validate-every": 80,
-    "checkpoint-every": 80,
+    "validate-every": 50,
+    "checkpoint-every": 50,
 }
 _STAGE2 = {
     "language-model": "offline:smollm2",
-    "batch-size": 16,
+    "batch-size": 8,
     "learning-rate": 1e-3,
     "final-learning-rate": 0,
     "warmup-steps": 10,
     "log-every": 5,
     "validate-every": 50,
     "checkpoint-every": 50,
-    "validation-pictures": 32,
+    "validation-pictures": 16,
 }
 
 QUICK = Scale(
-    pages=3600,
-    test_share=0.19,
-    stage1=_STAGE1 | {"steps": 160},
-    stage2=_STAGE2 | {"steps": 50},
+    pages=3000,
+    worlds=1,
+    test_share=0.22,
+    stage1=_STAGE1 | {"steps": 200},
+    stage2=_STAGE2 | {"steps": 40},
     captioned=12,
 )
 """Within ten minutes on two cores."""
 
 FULL = Scale(
     pages=9000,
+    worlds=4,
     test_share=0.1,
-    stage1=_STAGE1 | {"steps": 1500, "width": 256},
-    stage2=_STAGE2 | {"steps": 400},
+    stage1=_STAGE1 | {"steps": 1300, "final-learning-rate": 1e-4, "itm-hardens-until": 1},
+    stage2=_STAGE2 | {"steps": 300},
     captioned=24,
 )
 """Within 45 minutes on two cores."""
@@ -126,7 +132,7 @@ class Demo:
     """Run wider and longer: up to 45 minutes on two cores instead of ten."""
 
     pages: int | None = None
-    """Pages of the web; 3,600 by default, 9,000 with --full."""
+    """Pages of the web; 3,000 by default, 9,000 with --full."""
 
     stage1_steps: int | None = None
     """Steps of stage 1, if not the demo's own."""
@@ -160,10 +166,10 @@ class Demo:
         home.mkdir(parents=True)
         (home / _MARK).touch()
         scale = FULL if self.full else QUICK
-        pages = make_pages(self.pages or scale.pages, self.seed)
+        pages = make_pages(self.pages or scale.pages, self.seed, WORLDS[: scale.worlds])
         with session(self.cluster, dashboard=True):
             shell = _Shell(home, ray.get_runtime_context().gcs_address)
-            with served(pages, self.seed) as address:
+            with served(pages) as address:
                 write_urls(pages, address, home / "urls.jsonl")
                 shell("ingest", "urls.jsonl", out="raw", ray=True)
             self._from_raw(shell, scale)

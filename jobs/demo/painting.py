@@ -19,7 +19,6 @@ Colour = tuple[int, ...]
 
 COLOURS: dict[str, Colour] = {
     "red": (212, 38, 44),
-    "orange": (243, 132, 24),
     "yellow": (250, 216, 50),
     "green": (40, 150, 62),
     "blue": (36, 88, 206),

@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from jobs.demo.painting import paint
-from jobs.demo.scenes import describe, draw_scene
+from jobs.demo.scenes import WORLDS, Scene, World, describe, draw_scene
 
 FAULTS = {
     "missing": 0.04,
     "html": 0.03,
     "truncated": 0.03,
     "duplicate": 0.08,
-    "wrong_caption": 0.10,
-    "says_nothing": 0.08,
+    "wrong_caption": 0.05,
+    "says_nothing": 0.05,
 }
 """Kind of fault to the share of pages that have it."""
 
@@ -36,37 +37,38 @@ class Page:
     path: str
     captions: tuple[str, ...]
     fault: str | None
-    scene: int
-    """Number of the scene that it shows; a duplicate shows an earlier page's."""
+    scene: Scene
+    """What it shows; a duplicate shows an earlier page's."""
 
 
-def make_pages(count: int, seed: int) -> list[Page]:
+def make_pages(count: int, seed: int, worlds: tuple[World, ...] = WORLDS) -> list[Page]:
     """`count` pages, each with a scene of its own but the duplicates."""
+    scenes = [draw_scene(number, seed, worlds) for number in range(count)]
     rng = np.random.default_rng((seed, 1 << 20))
     kinds = [None, *FAULTS]
     shares = [1 - sum(FAULTS.values()), *FAULTS.values()]
     faults = rng.choice(len(kinds), size=count, p=shares)
-    good: list[int] = []  # scenes that arrive, of which there can be duplicates
+    good: list[int] = []  # pages that arrive, of which there can be duplicates
     pages = []
     for number in range(count):
         fault = kinds[faults[number]]
         if fault == "duplicate" and not good:
             fault = None
-        scene = int(rng.choice(good)) if fault == "duplicate" else number
+        shown = int(rng.choice(good)) if fault == "duplicate" else number
         if fault not in ("missing", "html", "truncated", "duplicate"):
             good.append(number)
-        captions = _captions(fault, scene, count, seed, rng)
-        pages.append(Page(f"/pictures/{number:06d}.png", captions, fault, scene))
+        captions = _captions(fault, shown, scenes, rng)
+        pages.append(Page(f"/pictures/{number:06d}.png", captions, fault, scenes[shown]))
     return pages
 
 
 def _captions(
-    fault: str | None, scene: int, count: int, seed: int, rng: np.random.Generator
+    fault: str | None, shown: int, scenes: list[Scene], rng: np.random.Generator
 ) -> tuple[str, ...]:
     if fault == "says_nothing":
-        return (str(rng.choice(_NOTHING)).format(n=scene),)
-    told = (scene + 1 + int(rng.integers(count - 1))) % count if fault == "wrong_caption" else scene
-    return tuple(describe(draw_scene(told, seed), rng))
+        return (str(rng.choice(_NOTHING)).format(n=shown),)
+    others = int(rng.integers(1, len(scenes))) if fault == "wrong_caption" else 0
+    return tuple(describe(scenes[(shown + others) % len(scenes)], rng))
 
 
 def num_planted(pages: list[Page]) -> Counter[str]:
@@ -74,8 +76,15 @@ def num_planted(pages: list[Page]) -> Counter[str]:
     return Counter(page.fault for page in pages if page.fault)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tell of errors, but not of clients that hang up: each ends its connections so."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
-def served(pages: list[Page], seed: int) -> Iterator[str]:
+def served(pages: list[Page]) -> Iterator[str]:
     """The web on loopback; yields its address. Pictures are painted as they are asked for."""
     by_path = {page.path: page for page in pages}
 
@@ -89,7 +98,7 @@ def served(pages: list[Page], seed: int) -> Iterator[str]:
             elif page.fault == "html":
                 self._answer(200, "image/png", b"<!doctype html><title>sorry</title>")
             else:
-                body = _png(page.scene, seed)
+                body = _png(page.scene)
                 if page.fault == "truncated":
                     body = body[: len(body) // 2]
                 self._answer(200, "image/png", body)
@@ -104,7 +113,7 @@ def served(pages: list[Page], seed: int) -> Iterator[str]:
         def log_message(self, *arguments: Any) -> None:
             """Ingest's ledger is log enough."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -120,7 +129,7 @@ def write_urls(pages: list[Page], address: str, file: Path) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _png(scene: int, seed: int) -> bytes:
+def _png(scene: Scene) -> bytes:
     buffer = io.BytesIO()
-    paint(draw_scene(scene, seed)).save(buffer, "PNG", compress_level=1)
+    paint(scene).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

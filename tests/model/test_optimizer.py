@@ -8,11 +8,13 @@ from safetensors.torch import load
 
 from model.checkpoint import save_tensors
 from model.optimizer import (
+    TEMPERATURE_RATE,
     OptimizerConfig,
     learning_rate,
     make_optimizer,
     optimizer_state,
     restore_optimizer,
+    set_learning_rate,
 )
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError
@@ -99,6 +101,23 @@ def test_matrices_decay_and_biases_norms_queries_and_temperature_do_not(scattere
         kept |= name in ("temperature", "qformer.query_tokens", "qformer.head.bias")
         assert value == (0.0 if kept else 0.05), name
     assert {decay["itm_head.weight"], decay["qformer.embeddings.words.weight"]} == {0.05}
+
+
+def test_the_temperature_keeps_to_the_papers_learning_rate(scattered_stage1):
+    stage1 = scattered_stage1()
+    optimizer = make_optimizer(OptimizerConfig(), stage1)
+
+    def rates() -> dict[bool, set[float]]:
+        found: dict[bool, set[float]] = {True: set(), False: set()}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                found[p is stage1.temperature].add(group["lr"])
+        return found
+
+    set_learning_rate(optimizer, 8e-4)
+    assert rates() == {True: {TEMPERATURE_RATE}, False: {8e-4}}
+    set_learning_rate(optimizer, 5e-5)
+    assert rates() == {True: {5e-5}, False: {5e-5}}
 
 
 def test_what_is_frozen_is_not_trained(tiny):

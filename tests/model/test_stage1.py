@@ -278,6 +278,7 @@ def test_pairs_without_negatives_leave_itm_to_the_others(stage1, batch):
         (0.2, 0, {19: None, 20: 1.0, 99: 1.0}),
         (0.2, 0.2, {19: None, 20: 1.0}),
         (1, 1, {0: None, 99: None}),
+        (0, 2, {0: 0.0, 50: 0.25, 99: 0.495}),
     ],
 )
 def test_itm_joins_and_its_negatives_harden(joins, until, expected):
@@ -286,11 +287,17 @@ def test_itm_joins_and_its_negatives_harden(joins, until, expected):
         assert objectives.itm_hardness(step, 100) == pytest.approx(hardness), step
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "itm_joins_at", "itm_hardens_until"])
+@pytest.mark.parametrize("name", ["label_smoothing", "itm_joins_at", "itg_joins_at"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_a_share_that_is_none_is_named(name, value):
     with pytest.raises(ConfigError, match=rf"{name}: {value} is not in \[0, 1\]"):
         ObjectivesConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
+def test_negatives_cannot_harden_before_the_start_or_never(value):
+    with pytest.raises(ConfigError, match=rf"itm_hardens_until: {value} is not in \[0, inf\)"):
+        ObjectivesConfig(itm_hardens_until=value)
 
 
 def test_the_temperature_starts_as_the_papers_and_keeps_its_range(tiny, tokenizer):

@@ -33,7 +33,7 @@ def test_pages_are_served_with_their_faults():
     first = {}
     for page in pages:
         first.setdefault(page.fault, page)
-    with served(pages, 0) as address:
+    with served(pages) as address:
         whole = urllib.request.urlopen(address + first[None].path).read()
         assert whole.startswith(b"\x89PNG")
         assert urllib.request.urlopen(address + first["html"].path).read().startswith(b"<!doctype")
@@ -48,7 +48,7 @@ def test_pages_are_served_with_their_faults():
 def test_ingest_calls_each_planted_fault_by_its_name(tmp_path):
     pages = make_pages(120, 0)
     planted = num_planted(pages)
-    with served(pages, 0) as address:
+    with served(pages) as address:
         write_urls(pages, address, tmp_path / "urls.jsonl")
         assert main(["ingest", str(tmp_path / "urls.jsonl"), "--out", str(tmp_path / "raw")]) == 0
     assert Dataset.open(str(tmp_path / "raw")).manifest.pictures.dropped == {
