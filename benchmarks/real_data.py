@@ -1,6 +1,6 @@
-"""Takes real pictures from URLs to features and prints what docs/real-data.md says of it.
+"""Takes real pictures from URLs to searches and prints what docs/real-data.md says of it.
 
-    python benchmarks/real_data.py [--work DIR] [--coco FOLDER] [--vit]
+    python benchmarks/real_data.py [--work DIR] [--coco FOLDER] [--vit] [--no-training]
 
 Two sets are made from Debian packages (needs apt-get, after `apt-get update`, and dpkg):
 
@@ -8,9 +8,11 @@ stamps   Tux Paint stamps: 785 photos and drawings with one short caption each. 
 clipart  Open Clip Art Library: 8,121 drawings, many of them symbolic links to others, whose title
          and description come from their uploaders. Noisy.
 
-They are served on loopback HTTP and taken through `viaduct ingest`, `curate` and `features`.
-`--coco` adds a folder with pairs.jsonl, several captions a picture; `--vit` adds features of a ViT
-with random weights. A run that was stopped goes on. The last line is one JSON object.
+They are served on loopback HTTP and taken through `viaduct ingest`, `curate` and `features`, then
+through both stages of training, `embed`, `evaluate`, `index` and `search`. `--coco` adds a folder
+with pairs.jsonl, several captions a picture; `--vit` adds features of a ViT with random weights;
+`--no-training` stops at the features. A run that was stopped goes on. The last line is one JSON
+object.
 """
 
 import argparse
@@ -35,6 +37,41 @@ PACKAGES = {
 PORT = 8765
 CNN = ["--encoder", "offline:efficientnet_lite0"]
 VIT = ["--encoder", "timm:vit_small_patch16_224", "--weights", "random"]
+
+STAGE1 = {
+    "start": "offline:minilm",
+    "num-queries": 8,
+    "batch-size": 64,
+    "steps": 300,
+    "learning-rate": 3e-4,
+    "final-learning-rate": 5e-5,
+    "warmup-steps": 40,
+    "itm-joins-at": 0.4,
+    "itm-hardens-until": 1,
+    "itg-joins-at": 0.7,
+    "log-every": 20,
+    "validate-every": 100,
+    "checkpoint-every": 100,
+}
+STAGE2 = {
+    "language-model": "offline:smollm2",
+    "batch-size": 8,
+    "steps": 100,
+    "learning-rate": 1e-3,
+    "warmup-steps": 15,
+    "log-every": 10,
+    "validate-every": 50,
+    "checkpoint-every": 50,
+    "validation-pictures": 32,
+}
+SEARCHES = (
+    "a red apple",
+    "a flag with a cross",
+    "a bird",
+    "a playing card",
+    "a ship on the sea",
+    "a map of a country",
+)
 
 
 def stamps(root: Path) -> Iterator[tuple[Path, str]]:
@@ -115,19 +152,25 @@ def served(folder: Path) -> Iterator[None]:
         server.wait()
 
 
-def viaduct(command: str, *arguments: str) -> dict[str, Any]:
-    """Run one command as a user would; what its output's records say of the run."""
+def viaduct(command: str, *arguments: str, **options: Any) -> float:
+    """Run one command as a user would; its seconds."""
     begun = time.monotonic()
     program = Path(sys.executable).with_name("viaduct")
-    subprocess.run([str(program), command, *arguments], check=True)
-    wall_s = time.monotonic() - begun
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    subprocess.run([str(program), command, *arguments, *flags], check=True)
+    return round(time.monotonic() - begun, 1)
+
+
+def made(command: str, *arguments: str) -> dict[str, Any]:
+    """Run a command that makes a dataset; what its records say of the run."""
+    wall_s = viaduct(command, *arguments)
     out = Path(arguments[arguments.index("--out") + 1])
     dataset = json.loads((out / "dataset.json").read_text())
     # The run that made the shards, not one that found them whole.
     runs = json.loads((out / "run.json").read_text())["runs"]
     phases = [phase for run in runs for phase in run["phases"] if phase.get("shards_made")]
     return {
-        "wall_s": round(wall_s, 1),
+        "wall_s": wall_s,
         "work_s": round(sum(phase["seconds"] for phase in phases), 1),
         "peak_mb": max(phase["worker_peak_rss_bytes"] for phase in phases) // 10**6,
         "driver_peak_mb": max(run.get("peak_rss_bytes", 0) for run in runs) // 10**6,
@@ -140,14 +183,52 @@ def take_through(source: str, work: Path, encoders: dict[str, list[str]]) -> dic
     """A source through ingest, curate and features of each encoder."""
     raw, pairs = str(work / "raw"), str(work / "pairs")
     steps = {
-        "ingest": viaduct("ingest", source, "--out", raw),
-        "curate": viaduct("curate", raw, "--out", pairs),
+        "ingest": made("ingest", source, "--out", raw),
+        "curate": made("curate", raw, "--out", pairs),
     }
     for name, options in encoders.items():
-        steps[f"features {name}"] = viaduct(
+        steps[f"features {name}"] = made(
             "features", pairs, "--out", str(work / f"features-{name}"), *options
         )
     return steps
+
+
+def train_and_ask(work: Path) -> dict[str, Any]:
+    """From pairs and CNN features to searches; losses, recall and what was found."""
+    features, pairs = work / "features-cnn", work / "pairs"
+    stage1, stage2, embeddings, index = (
+        work / name for name in ("stage1", "stage2", "embeddings", "index")
+    )
+    data = {"features": features, "captions": pairs}
+    from_stage1 = data | {"checkpoint": stage1}
+    wall_s = {
+        "train-stage1": viaduct("train-stage1", out=stage1, **data, **STAGE1),
+        "train-stage2": viaduct("train-stage2", out=stage2, **from_stage1, **STAGE2),
+        "embed": viaduct("embed", out=embeddings, **from_stage1),
+        "evaluate": viaduct(
+            "evaluate", str(embeddings), out=work / "evaluation.json", **from_stage1
+        ),
+        "index": viaduct("index", str(embeddings), out=index, pairs=pairs, checkpoint=stage1),
+        "search": viaduct("search", str(index), *SEARCHES, k=5, save=work / "searches"),
+    }
+    viaduct("report", str(work))
+    evaluation, found = (
+        json.loads((work / name).read_text())
+        for name in ("evaluation.json", "searches/results.json")
+    )
+    return {
+        "wall_s": wall_s,
+        "stage1": losses(stage1),
+        "stage2": losses(stage2),
+        "evaluation": evaluation,
+        "searches": found["searches"],
+    }
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """What each validation of a training measured."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == "validation"]
 
 
 def table(steps: dict[str, dict[str, Any]]) -> str:
@@ -172,6 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/real-data"))
     parser.add_argument("--coco", type=Path, help="a folder with pairs.jsonl")
     parser.add_argument("--vit", action="store_true", help="also a ViT with random weights")
+    parser.add_argument("--no-training", action="store_true", help="stop at the features")
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     encoders = {"cnn": CNN, "vit": VIT} if arguments.vit else {"cnn": CNN}
@@ -187,7 +269,8 @@ def main() -> None:
         results["coco"] = take_through(str(arguments.coco), work / "coco", encoders)
     for name, steps in results.items():
         print(f"\n{name}\n\n{table(steps)}")
-    print(json.dumps(results))
+    answers = {} if arguments.no_training else {"answers": train_and_ask(work / "web")}
+    print(json.dumps(results | answers))
 
 
 if __name__ == "__main__":

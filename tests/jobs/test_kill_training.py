@@ -26,7 +26,7 @@ from pipeline.dataset import Dataset
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 VIADUCT = Path(sys.executable).with_name("viaduct")
-LONGER = ("--steps", 120, "--checkpoint-every", 5, "--validate-every", 40)
+LONGER = ("--steps", 60, "--checkpoint-every", 5, "--validate-every", 30)
 PATIENCE_S = 240
 
 
@@ -119,7 +119,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     command = stage1_command(out, *LONGER)
     first = out / "checkpoints" / "step-000005" / "checkpoint.json"
     done = out / "checkpoint.json"
-    kill_midway(out, log, partial(killed_midway, log, first.exists, done, 2.0, *command))
+    kill_midway(out, log, partial(killed_midway, log, first.exists, done, 1.0, *command))
     finished(log, *command)
     assert read_training(out) == longer
     assert len(json.loads((out / "run.json").read_text())["runs"]) == 2

@@ -5,7 +5,6 @@ Most runs have their one rank in this process (`rank_here`); those that take Ray
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -346,6 +345,67 @@ def test_an_unfinished_training_with_another_option_is_refused_and_stays(
     assert read_training(out) == read_training(unbroken)
 
 
+def test_ranks_that_fail_are_started_again_and_nothing_is_lost(
+    tmp_path, stage1_command, rank_here, disturb, unbroken, read_training
+):
+    """tests/jobs/test_kill_training.py kills one."""
+    failed = tmp_path / "failed"
+
+    def fail():
+        if not failed.exists():
+            failed.touch()
+            raise RuntimeError("connection closed by peer")
+
+    disturb(6, fail)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "out")) == 0
+    assert failed.exists()
+    assert read_training(tmp_path / "out") == read_training(unbroken)
+    (ran,) = json.loads((tmp_path / "out/run.json").read_text())["runs"]
+    assert ran["phases"][0]["failures"] == 1
+
+
+def test_ranks_that_keep_failing_are_given_up(tmp_path, stage1_command, rank_here, disturb, capsys):
+    tries = tmp_path / "tries"
+    tries.touch()
+
+    def fail():
+        tries.write_text(tries.read_text() + "x")
+        raise RuntimeError("connection closed by peer")
+
+    disturb(1, fail)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "out", "--restarts", 2)) == 1
+    assert tries.read_text() == "xxx"
+    expected = "viaduct train-stage1: training failed: connection closed by peer"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
+def test_a_damaged_checkpoint_is_named_when_the_training_goes_on(
+    tmp_path, stage1_command, rank_here, disturb, monkeypatch, refused
+):
+    command = stage1_command(tmp_path / "out")
+    file = damaged(command, rank_here, disturb, monkeypatch)
+    with rank_here():
+        assert f"{file}: damaged: its digest differs" in refused(*command)
+
+
+def damaged(command: list[object], rank_here, disturb, monkeypatch) -> Path:
+    """Stop a training after its first checkpoint, and damage that; the file that has it."""
+
+    def stop():
+        raise KeyboardInterrupt
+
+    disturb(5, stop)
+    with rank_here():
+        assert run(*command) == 130
+    monkeypatch.undo()
+    out = Path(str(command[command.index("--out") + 1]))
+    file = out / "checkpoints" / "step-000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return file
+
+
 # What it refuses
 
 
@@ -410,45 +470,14 @@ def test_ranks_take_equal_parts_of_a_batch(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_started_again_and_nothing_is_lost(
-    tmp_path, stage1_command, disturb, unbroken, read_training
-):
-    """By Ray Train; the training that nothing disturbed ran in this process."""
-    died = tmp_path / "died"
-
-    def die():
-        if not died.exists():
-            died.touch()
-            os._exit(1)
-
-    disturb(6, die)
-    assert run(*stage1_command(tmp_path / "out")) == 0
-    assert died.exists()
-    assert read_training(tmp_path / "out") == read_training(unbroken)
-    (ran,) = json.loads((tmp_path / "out/run.json").read_text())["runs"]
-    assert ran["phases"][0]["failures"] == 1
-
-
-@pytest.mark.slow
 def test_what_a_rank_cannot_mend_is_told_at_once_in_one_line(
     tmp_path, stage1_command, rank_here, disturb, monkeypatch
 ):
     """In a command of its own: what ranks print would come here at any time."""
-
-    def stop():
-        raise KeyboardInterrupt
-
-    disturb(5, stop)
-    command = [str(word) for word in stage1_command(tmp_path / "out")]
-    with rank_here():
-        assert run(*command) == 130
-    monkeypatch.undo()
-    file = tmp_path / "out" / "checkpoints" / "step-000004" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    viaduct = Path(sys.executable).with_name("viaduct")
-    ended = subprocess.run(
-        [viaduct, *command], capture_output=True, text=True, timeout=300, check=False
-    )
+    command = stage1_command(tmp_path / "out")
+    file = damaged(command, rank_here, disturb, monkeypatch)
+    words = [Path(sys.executable).with_name("viaduct"), *map(str, command)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     lines = [line for line in ended.stderr.splitlines() if line.startswith("viaduct")]
     assert lines == [f"viaduct train-stage1: {file}: damaged: its digest differs"]
