@@ -91,8 +91,8 @@ _STAGE2 = {
     "final-learning-rate": 0,
     "warmup-steps": 10,
     "log-every": 5,
-    "validate-every": 50,
-    "checkpoint-every": 50,
+    "validate-every": 20,
+    "checkpoint-every": 20,
     "validation-pictures": 16,
 }
 
