@@ -35,8 +35,8 @@ PACKAGES = {
     "clipart": ["openclipart-png", "openclipart-svg"],
 }
 PORT = 8765
-CNN = ["--encoder", "offline:efficientnet_lite0"]
-VIT = ["--encoder", "timm:vit_small_patch16_224", "--weights", "random"]
+CNN = {"encoder": "offline:efficientnet_lite0"}
+VIT = {"encoder": "timm:vit_small_patch16_224", "weights": "random"}
 
 STAGE1 = {
     "start": "offline:minilm",
@@ -161,10 +161,9 @@ def viaduct(command: str, *arguments: str, **options: Any) -> float:
     return round(time.monotonic() - begun, 1)
 
 
-def made(command: str, *arguments: str) -> dict[str, Any]:
+def made(command: str, source: str, out: Path, **options: Any) -> dict[str, Any]:
     """Run a command that makes a dataset; what its records say of the run."""
-    wall_s = viaduct(command, *arguments)
-    out = Path(arguments[arguments.index("--out") + 1])
+    wall_s = viaduct(command, source, out=out, **options)
     dataset = json.loads((out / "dataset.json").read_text())
     # The run that made the shards, not one that found them whole.
     runs = json.loads((out / "run.json").read_text())["runs"]
@@ -179,17 +178,16 @@ def made(command: str, *arguments: str) -> dict[str, Any]:
     }
 
 
-def take_through(source: str, work: Path, encoders: dict[str, list[str]]) -> dict[str, Any]:
+def take_through(source: str, work: Path, encoders: dict[str, dict[str, str]]) -> dict[str, Any]:
     """A source through ingest, curate and features of each encoder."""
-    raw, pairs = str(work / "raw"), str(work / "pairs")
+    raw, pairs = work / "raw", work / "pairs"
     steps = {
-        "ingest": made("ingest", source, "--out", raw),
-        "curate": made("curate", raw, "--out", pairs),
+        "ingest": made("ingest", source, raw),
+        "curate": made("curate", str(raw), pairs),
     }
     for name, options in encoders.items():
-        steps[f"features {name}"] = made(
-            "features", pairs, "--out", str(work / f"features-{name}"), *options
-        )
+        features = work / f"features-{name}"
+        steps[f"features {name}"] = made("features", str(pairs), features, **options)
     return steps
 
 

@@ -15,7 +15,7 @@ from model.encoders import weights_digest
 from model.language import load_language_model
 from model.optimizer import OptimizerConfig
 from model.qformer import QFormerConfig
-from model.stage2 import Stage2, Stage2Batch, language_batch, take_over
+from model.stage2 import Stage2, Stage2Batch, caption_room, language_batch, take_over
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
@@ -84,8 +84,8 @@ class TrainStage2:
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             language = load_language_model(self.language.language_model)
-            room = self.language.max_language_tokens  # raises where the prompt leaves none
-            language_batch(language, ["a"], prompt=self.language.prompt, max_tokens=room)
+            # Raises where there is none, before any rank is started.
+            caption_room(language, self.language.prompt, self.language.max_language_tokens)
             frozen = {
                 "encoder": features.manifest.lineage.frozen["encoder"],
                 "stage1": {"digest": stage1.digest},

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 
-_TEMPERATURE = "temperature"
 TEMPERATURE_RATE = 1e-4
-"""Highest learning rate of ITC's temperature: the paper's peak. At the higher ones that new weights
-take in short runs, it falls before the embeddings have learned, and what they learn is noise."""
+"""Highest learning rate of ITC's temperature: the paper's peak. An update of AdamW is about as
+large as its rate: at the 1e-3 of a short run, seventy of them can use up a temperature of 0.07."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +67,16 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 def make_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.AdamW:
     """AdamW over the module's trainable weights, matrices with decay and all others without."""
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in trained if _decays(name, p)],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for name, p in trained if _is_kept(name, p)], "weight_decay": 0.0},
-        {
-            "params": [p for name, p in trained if name == _TEMPERATURE],
-            "weight_decay": 0.0,
-            "highest_lr": TEMPERATURE_RATE,
-        },
-    ]
+    options = {
+        "matrices": {"weight_decay": config.weight_decay},
+        "others": {"weight_decay": 0.0},
+        "temperature": {"weight_decay": 0.0, "highest_lr": TEMPERATURE_RATE},
+    }
+    members: dict[str, list[nn.Parameter]] = {group: [] for group in options}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            members[_group(name, p)].append(p)
+    groups = [{"params": members[group], **its} for group, its in options.items()]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
 
 
@@ -90,12 +86,10 @@ def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
         group["lr"] = min(rate, group.get("highest_lr", rate))
 
 
-def _decays(name: str, weight: Tensor) -> bool:
-    return weight.ndim >= 2 and not name.endswith("query_tokens")
-
-
-def _is_kept(name: str, weight: Tensor) -> bool:
-    return not _decays(name, weight) and name != _TEMPERATURE
+def _group(name: str, weight: Tensor) -> str:
+    if name == "temperature":
+        return name
+    return "matrices" if weight.ndim >= 2 and not name.endswith("query_tokens") else "others"
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:

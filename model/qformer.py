@@ -65,10 +65,13 @@ class QFormerConfig:
             raise ConfigError(f"width: {self.width} is no multiple of num_heads={self.num_heads}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: {self.dropout} is not in [0, 1)")
-        if self.max_text_tokens > self.max_positions:
-            raise ConfigError(
-                f"max_text_tokens: {self.max_text_tokens}, but max_positions={self.max_positions}"
-            )
+        check_text_length(self.max_text_tokens, self.max_positions)
+
+
+def check_text_length(max_text_tokens: int, max_positions: int) -> None:
+    """Raises ConfigError where the longest text has more tokens than there are positions."""
+    if max_text_tokens > max_positions:
+        raise ConfigError(f"max_text_tokens: {max_text_tokens}, but max_positions={max_positions}")
 
 
 class QFormer(nn.Module):
@@ -89,7 +92,7 @@ class QFormer(nn.Module):
             for number in range(config.num_layers)
         )
         self.head = LanguageHead(config) if with_text else None
-        self.apply(partial(_initialise, std=init_std(config.width)))
+        self.apply(partial(initialise, std=init_std(config.width)))
         nn.init.normal_(self.query_tokens, std=INIT_STD)
 
     def image_keys(self, tokens: Float[Tensor, "B P C"]) -> ImageKeys:
@@ -306,7 +309,8 @@ class LanguageHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
 
 
-def _initialise(module: nn.Module, std: float) -> None:
+def initialise(module: nn.Module, std: float) -> None:
+    """Weights of a linear map or an embedding from a normal distribution; its bias is zero."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -23,7 +23,7 @@ from model.objectives import (
     same_pairs,
     similarity,
 )
-from model.qformer import ImageKeys, QFormer, QFormerConfig, init_std
+from model.qformer import ImageKeys, QFormer, QFormerConfig, init_std, initialise
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
 from pipeline.errors import ConfigError
@@ -116,8 +116,7 @@ class Stage1(nn.Module):
         self.itm_head = nn.Linear(config.width, 2)
         self.temperature = nn.Parameter(torch.tensor(0.07))
         for layer in (self.vision_proj, self.text_proj, self.itm_head):
-            nn.init.normal_(layer.weight, std=init_std(config.width))
-            nn.init.zeros_(layer.bias)
+            initialise(layer, init_std(config.width))
 
     def bound_temperature(self) -> None:
         """Keep the temperature in its range; to be called after each update."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.language import LanguageModel
 from model.objectives import IGNORED
-from model.qformer import INIT_STD, QFormer, QFormerConfig
+from model.qformer import INIT_STD, QFormer, QFormerConfig, initialise
 from model.ranks import mean_over_ranks
 from pipeline.errors import ConfigError
 
@@ -50,8 +50,7 @@ class Stage2(nn.Module):
         self.ln_vision = nn.LayerNorm(config.vision_width)
         self.qformer = QFormer(config, with_text=False)
         self.projection = nn.Linear(config.width, language_width)
-        nn.init.normal_(self.projection.weight, std=INIT_STD)
-        nn.init.zeros_(self.projection.bias)
+        initialise(self.projection, INIT_STD)
 
     def soft_prompt(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q L"]:
         """What the language model reads of pictures."""
@@ -110,6 +109,20 @@ class Stage2(nn.Module):
         ]
 
 
+def caption_room(language: LanguageModel, prompt: str, max_tokens: int) -> int:
+    """Tokens that are left for a caption between the prompt and the end token.
+
+    Raises:
+        ConfigError: none are.
+    """
+    room = max_tokens - len(language.prefix(prompt)) - 1
+    if room < 1:
+        raise ConfigError(
+            f"max_language_tokens: {max_tokens} leaves no room for a caption after the prompt"
+        )
+    return room
+
+
 def language_batch(
     language: LanguageModel, texts: Sequence[str], *, prompt: str, max_tokens: int
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Int[Tensor, "B T"]]:
@@ -132,11 +145,7 @@ def language_batch(
     """
     prompt_ids = language.prefix(prompt)
     space = " " if prompt and not prompt.endswith(" ") else ""
-    room = max_tokens - len(prompt_ids) - 1
-    if room < 1:
-        raise ConfigError(
-            f"max_language_tokens: {max_tokens} leaves no room for a caption after the prompt"
-        )
+    room = caption_room(language, prompt, max_tokens)
     words = [
         language.tokenizer(space + text, add_special_tokens=False)["input_ids"] for text in texts
     ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from model.encoders import weights_digest
-from model.qformer import QFormerConfig
+from model.qformer import QFormerConfig, check_text_length
 from model.stage1 import Stage1
 from model.text import CaptionTokenizer, text_folder
 from pipeline.errors import ConfigError, first_line
@@ -101,9 +101,7 @@ def start_digest(config: StartConfig) -> str | None:
     if config.start == SCRATCH:
         return None
     model, has_head = _bert(config.start)
-    longest = model.config.max_position_embeddings
-    if config.max_text_tokens > longest:
-        raise ConfigError(f"max_text_tokens: {config.max_text_tokens}, but max_positions={longest}")
+    check_text_length(config.max_text_tokens, model.config.max_position_embeddings)
     return weights_digest(model if has_head else model.bert)  # a head that was not there is chance
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import ClusterConfig, session
-from jobs.demo.scenes import WORLDS
+from jobs.demo.scenes import WORLDS, World
 from jobs.demo.web import Page, make_pages, num_planted, served, write_urls
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, ViaductError
@@ -53,8 +53,8 @@ class Scale:
 
     pages: int
     """Pages of the web; some five in six arrive as pictures of their own."""
-    worlds: int
-    """Of the four worlds of scenes, how many there are on it."""
+    worlds: tuple[World, ...]
+    """What its scenes are of."""
     test_share: float
     stage1: dict[str, Any]
     """Options of train-stage1."""
@@ -98,7 +98,7 @@ _STAGE2 = {
 
 QUICK = Scale(
     pages=3000,
-    worlds=1,
+    worlds=WORLDS[:1],
     test_share=0.22,
     stage1=_STAGE1 | {"steps": 230},
     stage2=_STAGE2 | {"steps": 40},
@@ -108,7 +108,7 @@ QUICK = Scale(
 
 FULL = Scale(
     pages=9000,
-    worlds=4,
+    worlds=WORLDS,
     test_share=0.1,
     stage1=_STAGE1 | {"steps": 1300, "itm-hardens-until": 1},
     stage2=_STAGE2 | {"steps": 300},
@@ -166,7 +166,7 @@ class Demo:
         home.mkdir(parents=True)
         (home / _MARK).touch()
         scale = FULL if self.full else QUICK
-        pages = make_pages(self.pages or scale.pages, self.seed, WORLDS[: scale.worlds])
+        pages = make_pages(self.pages or scale.pages, self.seed, scale.worlds)
         with session(self.cluster, dashboard=True):
             shell = _Shell(home, ray.get_runtime_context().gcs_address)
             with served(pages) as address:

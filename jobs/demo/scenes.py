@@ -66,7 +66,7 @@ class Thing:
             words.insert(0, self.texture)
         if rng.random() < 0.1:
             words.insert(0, str(rng.choice(SIZES[self.size])))
-        return " ".join(["a", *words])
+        return f"a {' '.join(words)}"
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def _captions(
 ) -> tuple[str, ...]:
     if fault == "says_nothing":
         return (str(rng.choice(_NOTHING)).format(n=shown),)
-    others = int(rng.integers(1, len(scenes))) if fault == "wrong_caption" else 0
-    return tuple(describe(scenes[(shown + others) % len(scenes)], rng))
+    off = int(rng.integers(1, len(scenes))) if fault == "wrong_caption" else 0
+    return tuple(describe(scenes[(shown + off) % len(scenes)], rng))
 
 
 def num_planted(pages: list[Page]) -> Counter[str]:

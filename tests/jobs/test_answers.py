@@ -104,6 +104,17 @@ def test_embeddings_name_what_they_were_made_from(embeddings, data, unbroken):
         assert lineage.parents == (Dataset.open(str(data / parent)).as_parent,)
 
 
+def test_the_same_once_more_elsewhere_has_the_same_digests(tmp_path, embeddings, data, unbroken):
+    shutil.copytree(unbroken, tmp_path / "moved")
+    run(
+        *("embed", "--checkpoint", tmp_path / "moved", "--out", tmp_path / "again"),
+        *("--features", data / "features", "--captions", data / "pairs", "--workers", 1),
+    )
+    for kind in ("image_embeddings", "text_embeddings"):
+        again = Dataset.open(str(tmp_path / "again" / kind))
+        assert again.digest == Dataset.open(str(embeddings / kind)).digest
+
+
 def test_a_shard_that_is_embedded_once_more_is_the_same_bit_for_bit(embeddings, data, stage1):
     """By this process, with the one thread that a worker has."""
     sources = {"features": embed_shard_pictures, "pairs": embed_shard_texts}

@@ -450,7 +450,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_tried_again(
 
     disturb(0, count)
     with rank_here():
-        assert run(*stage1_command(tmp_path / "out", "--learning-rate", 1e30)) in (1, 2)
+        assert run(*stage1_command(tmp_path / "out", "--learning-rate", 1e30)) == 2
     assert "go on from the last checkpoint with a lower learning_rate" in capsys.readouterr().err
     assert tries.read_text() == "x"
 
