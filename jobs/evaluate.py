@@ -17,9 +17,10 @@ from indexes.intervals import Estimate, bootstrap
 from indexes.recall import Recall, chance, ranks, recall
 from jobs.progress import Progress
 from model.checkpoint import Checkpoint, check_features, load_stage1
-from model.objectives import draw_negatives, same_pairs
+from model.itc import same_pairs
+from model.itm import draw_negatives
 from model.ridge import FrozenText, Ridge, caption_means, fit_ridges, pooled
-from model.stage1 import Stage1, Stage1Batch
+from model.stage1 import Stage1
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.embeddings import Embeddings, read_embeddings, split_rows
@@ -192,8 +193,7 @@ def _outcomes(stage1: Stage1, pairs: Pairs) -> Iterator[tuple[np.ndarray, np.nda
     device = stage1.temperature.device
     for held_out in held_out_batches(len(pairs), _AT_ONCE):
         drawn = pairs.batch(held_out.pictures, held_out.caption_draw)
-        ids, present = stage1.tokenizer.encode(drawn.texts, stage1.config.max_text_tokens)
-        batch = Stage1Batch(drawn.tokens, ids, present, drawn.picture, drawn.caption).to(device)
+        batch = stage1.batch(drawn.tokens, drawn.texts, drawn.picture, drawn.caption).to(device)
         same = same_pairs(
             batch.picture, batch.caption, all_picture=batch.picture, all_caption=batch.caption
         )

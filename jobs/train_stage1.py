@@ -161,5 +161,4 @@ class Stage1Learner:
         }
 
     def _encoded(self, batch: Batch) -> Stage1Batch:
-        ids, present = self._tokenizer.encode(batch.texts, self._job.start.max_text_tokens)
-        return Stage1Batch(batch.tokens, ids, present, batch.picture, batch.caption)
+        return self.module.batch(batch.tokens, batch.texts, batch.picture, batch.caption)

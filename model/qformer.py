@@ -1,8 +1,8 @@
 """The Q-Former: a BERT whose self-attention is shared by learned queries and by text.
 
-BLIP-2, section 3.1 and figure 2. The rows of a sequence are [queries; text]. Every other layer lets
-the queries look at the picture; the feed-forward nets of queries and text are apart. Which rows see
-which is what tells the objectives apart, and each way of looking has a method of its own here.
+BLIP-2, section 3.1 and figure 2. Every other layer lets the queries look at the picture; the
+feed-forward nets of queries and text are apart. Which rows see which (`model.masks`) is what tells
+the objectives apart, and each way of looking has a method of its own here.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from model import masks
+from model.layers import (
+    INIT_STD,
+    Attention,
+    Embeddings,
+    FeedForward,
+    KeysValues,
+    LanguageHead,
+    init_std,
+    initialise,
+)
+from model.packing import Texts, View, query_places, text_places
 from pipeline.errors import ConfigError
-
-INIT_STD = 0.02
-"""Standard deviation of what starts from scratch in a Q-Former 768 wide, as in BERT."""
-
-
-def init_std(width: int) -> float:
-    """That of any other width, so that a layer has as much to say as one of 768."""
-    return INIT_STD * (768 / width) ** 0.5
-
-
-KeysValues = tuple[Float[Tensor, "B H _ K"], Float[Tensor, "B H _ K"]]
-"""Keys and values of H heads of width K = D / H, over S positions."""
 
 ImageKeys = list[KeysValues]
 """Keys and values of a picture's tokens, for each layer with cross-attention."""
@@ -86,19 +86,37 @@ class QFormer(nn.Module):
         super().__init__()
         self.config = config
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.width))
-        self.embeddings = Embeddings(config, with_text=with_text)
+        self.embeddings = Embeddings(
+            config.width,
+            config.dropout,
+            config.layer_norm_eps,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            with_text=with_text,
+        )
         self.layers = nn.ModuleList(
             Layer(config, looks=number % config.cross_attention_every == 0, with_text=with_text)
             for number in range(config.num_layers)
         )
-        self.head = LanguageHead(config) if with_text else None
+        self.head = (
+            LanguageHead(config.width, config.vocab_size, config.layer_norm_eps)
+            if with_text
+            else None
+        )
         self.apply(partial(initialise, std=init_std(config.width)))
         nn.init.normal_(self.query_tokens, std=INIT_STD)
 
-    def image_keys(self, tokens: Float[Tensor, "B P C"]) -> ImageKeys:
-        """What the cross-attention of each layer sees of the pictures; independent of the rest."""
+    def image_keys(self, tokens: Float[Tensor, "B P C"], norm: nn.LayerNorm) -> ImageKeys:
+        """What cross-attention sees of pictures, for all uses of a step.
+
+        Args:
+            tokens: image tokens as cached.
+            norm: `ln_vision`, which they go through first.
+        """
+        tokens = tokens.to(norm.weight.dtype)
+        normed = F.layer_norm(tokens, norm.normalized_shape, eps=norm.eps)
         looks = (layer.look for layer in self.layers if isinstance(layer, Layer))
-        return [look.keys_values(tokens) for look in looks if look is not None]
+        return [look.keys_values_of_norm(normed, norm) for look in looks if look is not None]
 
     def see(self, image: ImageKeys) -> tuple[Float[Tensor, "B Q D"], list[KeysValues]]:
         """Queries see the picture and each other.
@@ -107,24 +125,69 @@ class QFormer(nn.Module):
             The query outputs, and the queries' self-attention keys and values of each layer, from
             which text may go on (`write`).
         """
-        queries = self.query_tokens.expand(image[0][0].shape[0], -1, -1)
-        return self._run(self.embeddings(queries), image=image)
+        num_pictures, num_queries = image[0][0].shape[0], self.config.num_queries
+        rows = self.embeddings(self._queries(num_pictures))
+        rows, kept = self._run(rows, View(num_pictures, num_queries), image=image)
+        return rows.unflatten(0, (num_pictures, num_queries)), kept
 
-    def read(self, ids: Int[Tensor, "B T"], present: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Text sees text, in both directions."""
-        hidden, _ = self._run(self.embeddings(ids=ids), mask=present[:, None, None, :])
-        return hidden
+    def read(self, texts: Texts) -> Float[Tensor, "R D"]:
+        """Text sees text, in both directions; the outputs of its tokens."""
+        rows = self.embeddings(tokens=texts.tokens, positions=texts.position)
+        view = View(len(texts.ids), texts.width, texts.places, masks.text_sees_text(texts.present))
+        return self._run(rows, view)[0]
 
-    def see_and_read(
-        self, image: ImageKeys, ids: Int[Tensor, "B T"], present: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B Q D"]:
+    def see_and_read(self, image: ImageKeys, texts: Texts) -> Float[Tensor, "N Q D"]:
         """Queries and text see each other, and the queries the picture; the query outputs."""
-        queries = self.query_tokens.expand(len(ids), -1, -1)
-        everyone = torch.cat([present.new_ones(queries.shape[:2]), present], dim=1)
-        hidden, _ = self._run(
-            self.embeddings(queries, ids), image=image, mask=everyone[:, None, None, :]
+        num_texts, num_queries = len(texts.ids), self.config.num_queries
+        width = num_queries + texts.width
+        queries = query_places(num_texts, num_queries, width, texts.ids.device)
+        places = torch.cat([queries, text_places(texts, width, num_queries)])
+        rows = self.embeddings(self._queries(num_texts), texts.tokens, texts.position)
+        wanted = torch.arange(len(queries), device=places.device)
+        view = View(num_texts, width, places, masks.all_see_all(texts.present, num_queries))
+        rows, _ = self._run(rows, view, image=image, wanted=wanted)
+        return rows.unflatten(0, (num_texts, num_queries))
+
+    def see_read_and_write(
+        self,
+        image: ImageKeys,
+        texts: Texts,
+        to_write: Texts | None = None,
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B D"], Float[Tensor, "W V"] | None]:
+        """`see`, `read` and, after what was seen, `write`, in one pass.
+
+        Args:
+            image: of the pictures.
+            texts: to be read.
+            to_write: the same texts with [DEC], each without its last token; None leaves it out.
+
+        Returns:
+            The query outputs, the output of each text's first token, and scores of the token that
+            comes after each that is written.
+        """
+        num_pairs, num_queries = len(texts.ids), self.config.num_queries
+        both = num_queries + texts.width
+        width = both if to_write is None else both + texts.width
+        mask = masks.apart if to_write is None else masks.apart_and_written
+        queries = query_places(num_pairs, num_queries, width, texts.ids.device)
+        places = [queries, text_places(texts, width, num_queries)]
+        tokens, positions = [texts.tokens], [texts.position]
+        if to_write is not None:
+            places.append(text_places(to_write, width, both))
+            tokens.append(to_write.tokens)
+            positions.append(to_write.position)
+        rows = self.embeddings(self._queries(num_pairs), torch.cat(tokens), torch.cat(positions))
+        # Nothing reads the last outputs of text that was read, but for its first token.
+        every = torch.arange(len(rows), device=rows.device)
+        num_read = len(queries) + len(texts.places)
+        wanted = torch.cat([every[: len(queries)], len(queries) + texts.first, every[num_read:]])
+        view = View(num_pairs, width, torch.cat(places), mask(texts.present, num_queries))
+        rows, _ = self._run(rows, view, image=image, wanted=wanted)
+        outputs, first, after = rows.split(
+            [len(queries), num_pairs, len(rows) - len(queries) - num_pairs]
         )
-        return hidden[:, : self.config.num_queries]
+        scores = None if to_write is None else self._scores(after)
+        return outputs.unflatten(0, (num_pairs, num_queries)), first, scores
 
     def write(
         self,
@@ -143,65 +206,56 @@ class QFormer(nn.Module):
         Returns:
             Scores of the token that comes after each, and the past with this text.
         """
-        num_tokens = ids.shape[1]
-        num_past = past[0][0].shape[2]
+        num_texts, num_tokens = ids.shape
         num_queries = self.config.num_queries
-        first = num_past - num_queries
-        seen = torch.cat([present.new_ones(len(ids), num_queries), present], dim=1)
-        earlier = present.new_ones(num_tokens, num_past + num_tokens).tril(num_past)
-        hidden, past = self._run(
-            self.embeddings(ids=ids, first=first),
-            past=past,
-            mask=seen[:, None, None, :] & earlier,
-        )
+        first = past[0][0].shape[2] - num_queries
+        positions = torch.arange(first, first + num_tokens, device=ids.device)
+        rows = self.embeddings(tokens=ids.flatten(), positions=positions.repeat(num_texts))
+        mask = masks.written(present, num_queries, num_tokens)
+        view = View(num_texts, num_tokens, mask=mask)
+        rows, past = self._run(rows, view, past=past)
+        return self._scores(rows).unflatten(0, (num_texts, num_tokens)), past
+
+    def _queries(self, num_sequences: int) -> Float[Tensor, "R D"]:
+        return self.query_tokens.expand(num_sequences, -1, -1).flatten(0, 1)
+
+    def _scores(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
         if self.head is None or self.embeddings.words is None:
             raise TypeError("a Q-Former without text cannot write")
-        return self.head(hidden, self.embeddings.words.weight), past
+        scores: Tensor = self.head(rows, self.embeddings.words.weight)
+        return scores
 
     def _run(
         self,
-        hidden: Float[Tensor, "B S D"],
+        rows: Float[Tensor, "R D"],
+        view: View,
         *,
         image: ImageKeys | None = None,
         past: list[KeysValues] | None = None,
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> tuple[Float[Tensor, "B S D"], list[KeysValues]]:
-        """All layers; where `image` is given, the first Q rows are queries and see it."""
+        wanted: Int[Tensor, " W"] | None = None,
+    ) -> tuple[Float[Tensor, "W D"], list[KeysValues]]:
+        """All layers.
+
+        Args:
+            rows: where `image` is given, the first are the queries of all sequences.
+            view: of the rows.
+            image: what the queries see.
+            past: keys and values that stand before those of the rows.
+            wanted: rows whose outputs are wanted, all queries and some text; None for all.
+
+        Returns:
+            Their outputs, and the keys and values of each layer.
+        """
         num_queries = 0 if image is None else self.config.num_queries
         looked = iter(image or [])
         present: list[KeysValues] = []
         for number, layer in enumerate(self.layers):
             picture = next(looked) if image is not None and layer.look is not None else None
             before = None if past is None else past[number]
-            hidden, kept = layer(hidden, num_queries, picture, before, mask)
+            last = number == len(self.layers) - 1
+            rows, kept = layer(rows, view, num_queries, picture, before, wanted if last else None)
             present.append(kept)
-        return hidden, present
-
-
-class Embeddings(nn.Module):
-    """Queries as they are, text as words and positions; norm and dropout over both."""
-
-    def __init__(self, config: QFormerConfig, *, with_text: bool) -> None:
-        super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.width) if with_text else None
-        self.positions = nn.Embedding(config.max_positions, config.width) if with_text else None
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        queries: Float[Tensor, "B Q D"] | None = None,
-        ids: Int[Tensor, "B T"] | None = None,
-        first: int = 0,
-    ) -> Float[Tensor, "B S D"]:
-        """[queries; text]; the text's positions begin at `first`, whatever stands before it."""
-        parts = [] if queries is None else [queries]
-        if ids is not None:
-            if self.words is None or self.positions is None:
-                raise TypeError("a Q-Former without text cannot read")
-            places = torch.arange(first, first + ids.shape[1], device=ids.device)
-            parts.append(self.words(ids) + self.positions(places))
-        return self.dropout(self.norm(torch.cat(parts, dim=1)))
+        return rows, present
 
 
 class Layer(nn.Module):
@@ -209,109 +263,42 @@ class Layer(nn.Module):
 
     def __init__(self, config: QFormerConfig, *, looks: bool, with_text: bool) -> None:
         super().__init__()
-        self.attention = Attention(config, config.width)
-        self.look = Attention(config, config.vision_width) if looks else None
-        self.query_feed_forward = FeedForward(config)
-        self.text_feed_forward = FeedForward(config) if with_text else None
+        width, dropout, eps = config.width, config.dropout, config.layer_norm_eps
+        attention = partial(Attention, width, num_heads=config.num_heads, dropout=dropout, eps=eps)
+        feed_forward = partial(FeedForward, width, config.feed_forward_width, dropout, eps)
+        self.attention = attention(width)
+        self.look = attention(config.vision_width) if looks else None
+        self.query_feed_forward = feed_forward()
+        self.text_feed_forward = feed_forward() if with_text else None
 
     def forward(
         self,
-        hidden: Float[Tensor, "B S D"],
+        rows: Float[Tensor, "R D"],
+        view: View,
         num_queries: int,
         image: KeysValues | None,
         past: KeysValues | None,
-        mask: Bool[Tensor, "..."] | None,
-    ) -> tuple[Float[Tensor, "B S D"], KeysValues]:
-        keys_values = self.attention.keys_values(hidden)
+        wanted: Int[Tensor, " W"] | None,
+    ) -> tuple[Float[Tensor, "W D"], KeysValues]:
+        """As `QFormer._run`, for one layer; `num_queries` is that of each sequence."""
+        keys_values = self.attention.keys_values(rows, view)
         if past is not None:
             keys_values = (
                 torch.cat([past[0], keys_values[0]], dim=2),
                 torch.cat([past[1], keys_values[1]], dim=2),
             )
-        hidden = self.attention(hidden, keys_values, mask)
-        queries, text = hidden[:, :num_queries], hidden[:, num_queries:]
-        rows = []
-        if num_queries:
+        if wanted is not None:
+            rows, view = rows.index_select(0, wanted), view.only(wanted)
+        rows = self.attention(rows, keys_values, view)
+        num_seeing = view.num_sequences * num_queries
+        queries, text = rows[:num_seeing], rows[num_seeing:]
+        parts = []
+        if num_seeing:
             if self.look is not None and image is not None:
-                queries = self.look(queries, image, None)
-            rows.append(self.query_feed_forward(queries))
-        if text.shape[1]:
+                queries = self.look(queries, image, View(view.num_sequences, num_queries))
+            parts.append(self.query_feed_forward(queries))
+        if len(text):
             if self.text_feed_forward is None:
                 raise TypeError("a Q-Former without text cannot read")
-            rows.append(self.text_feed_forward(text))
-        return torch.cat(rows, dim=1), keys_values
-
-
-class Attention(nn.Module):
-    """Multi-head attention with its output, residual and norm, as in BERT."""
-
-    def __init__(self, config: QFormerConfig, source_width: int) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.dropout_rate = config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(source_width, config.width)
-        self.value = nn.Linear(source_width, config.width)
-        self.output = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-
-    def keys_values(self, source: Float[Tensor, "B S W"]) -> KeysValues:
-        """Keys and values of what is attended to."""
-        return self._heads(self.key(source)), self._heads(self.value(source))
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "B R D"],
-        keys_values: KeysValues,
-        mask: Bool[Tensor, "..."] | None,
-    ) -> Float[Tensor, "B R D"]:
-        """`mask` is true where a row may see a position."""
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.query(hidden)),
-            *keys_values,
-            attn_mask=mask,
-            dropout_p=self.dropout_rate if self.training else 0.0,
-        )
-        attended = attended.transpose(1, 2).flatten(2)
-        return self.norm(hidden + self.dropout(self.output(attended)))
-
-    def _heads(self, rows: Float[Tensor, "B S D"]) -> Float[Tensor, "B H S K"]:
-        return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with GELU between them, residual and norm, as in BERT."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.width, config.feed_forward_width)
-        self.down = nn.Linear(config.feed_forward_width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-
-    def forward(self, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.norm(hidden + self.dropout(self.down(F.gelu(self.up(hidden)))))
-
-
-class LanguageHead(nn.Module):
-    """BERT's language-model head; its last map is tied to the word embeddings."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(
-        self, hidden: Float[Tensor, "B T D"], words: Float[Tensor, "V D"]
-    ) -> Float[Tensor, "B T V"]:
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
-
-
-def initialise(module: nn.Module, std: float) -> None:
-    """Weights of a linear map or an embedding from a normal distribution; its bias is zero."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+            parts.append(self.text_feed_forward(text))
+        return torch.cat(parts), keys_values

@@ -1,7 +1,8 @@
 """Stage 1: the Q-Former learns to see what a caption says (BLIP-2, section 3.2).
 
-One step: the queries look at the pictures once; text is read once; ITC compares the two, ITM looks
-at pairs and at drawn non-pairs, ITG writes the captions after what the queries kept.
+One step: in one pass the queries look at the pictures, text is read (ITC compares the two) and is
+written after what the queries kept (ITG); in a second one pairs and drawn non-pairs look at each
+other (ITM). Keys and values of a picture are computed once for both.
 """
 
 import math
@@ -11,19 +12,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from model.objectives import (
-    caption_loss,
-    caption_targets,
-    contrastive_loss,
-    draw_negatives,
-    match_loss,
-    same_pairs,
-    similarity,
-)
-from model.qformer import ImageKeys, QFormer, QFormerConfig, init_std, initialise
+from model.itc import contrastive_loss, same_pairs, similarity
+from model.itg import caption_loss, to_write
+from model.itm import draw_negatives, match_loss
+from model.layers import init_std, initialise
+from model.packing import Texts, joined
+from model.qformer import ImageKeys, QFormer, QFormerConfig
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
 from pipeline.errors import ConfigError
@@ -84,8 +81,12 @@ class Stage1Batch:
 
     tokens: Float[Tensor, "B P C"]
     """As cached: before `ln_vision`, in the cache's type."""
-    ids: Int[Tensor, "B T"]
-    present: Bool[Tensor, "B T"]
+    texts: Texts
+    """[CLS], words, [SEP]"""
+    to_write: Texts
+    """[DEC], words: what ITG writes of them."""
+    targets: Int[Tensor, " W"]
+    """The token that comes after each of `to_write`."""
     picture: Int[Tensor, " B"]
     """A key, equal where pictures are."""
     caption: Int[Tensor, " B"]
@@ -123,9 +124,27 @@ class Stage1(nn.Module):
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURE_RANGE)
 
+    def batch(
+        self,
+        tokens: Float[Tensor, "B P C"],
+        captions: Sequence[str],
+        picture: Int[Tensor, " B"],
+        caption: Int[Tensor, " B"],
+    ) -> Stage1Batch:
+        """Pairs as the objectives need them, on the CPU.
+
+        Args:
+            tokens: of the pictures, as cached.
+            captions: texts.
+            picture, caption: keys, equal where pictures and captions are.
+        """
+        ids, present = self.tokenizer.encode(captions, self.config.max_text_tokens)
+        written = to_write(ids, present, self.tokenizer.dec)
+        return Stage1Batch(tokens, Texts.packed(ids, present), *written, picture, caption)
+
     def image_keys(self, tokens: Float[Tensor, "B P C"]) -> ImageKeys:
         """What cross-attention sees of the pictures, once for all its uses."""
-        return self.qformer.image_keys(self.ln_vision(tokens.float()))
+        return self.qformer.image_keys(tokens, self.ln_vision)
 
     def forward(
         self,
@@ -151,45 +170,32 @@ class Stage1(nn.Module):
             `itm`, `itg`, `itc_unsmoothed`, `itg_unsmoothed`, in nats, and `itm_accuracy`.
         """
         image_keys = self.image_keys(batch.tokens)
-        queries, kept = self.qformer.see(image_keys)
-        text = self.qformer.read(batch.ids, batch.present)
-        smoothing = objectives.label_smoothing
-
-        image = F.normalize(self.vision_proj(queries), dim=-1)
-        words = F.normalize(self.text_proj(text[:, 0]), dim=-1)
-        share = objectives.gather_gradient
-        all_image, all_words = gathered(image, gradient=share), gathered(words, gradient=share)
-        sim_i2t = similarity(image, all_words) / self.temperature
-        sim_t2i = similarity(all_image, words).T / self.temperature
-        same = same_pairs(
-            batch.picture,
-            batch.caption,
-            all_picture=gathered(batch.picture, gradient=False),
-            all_caption=gathered(batch.caption, gradient=False),
+        queries, first_words, scores = self.qformer.see_read_and_write(
+            image_keys, batch.texts, batch.to_write if with_itg else None
         )
-        first = rank() * len(batch.ids)
+        smoothing = objectives.label_smoothing
+        sims, same = self._similarities(batch, queries, first_words, objectives.gather_gradient)
+        first = rank() * len(batch.picture)
         directions = [
-            contrastive_loss(scores, same, first=first, label_smoothing=smoothing)
-            for scores in (sim_i2t, sim_t2i)
+            contrastive_loss(sim, same, first=first, label_smoothing=smoothing) for sim in sims
         ]
         itc, itc_unsmoothed = (sum(parts) / 2 for parts in zip(*directions, strict=True))
-
         losses = {"itc": itc, "itc_unsmoothed": itc_unsmoothed}
         loss = itc
-        if with_itg:
-            logits, _ = self.qformer.write(kept, self._to_write(batch.ids), batch.present)
-            targets = caption_targets(batch.ids, batch.present)
-            total, plain, count = caption_loss(logits, targets, label_smoothing=smoothing)
+        if scores is not None:
+            total, plain = caption_loss(scores, batch.targets, label_smoothing=smoothing)
+            count = torch.full((), len(batch.targets), device=total.device)
             losses["itg"] = mean_over_ranks(total, count)
             losses["itg_unsmoothed"] = mean_over_ranks(plain, count)
             loss = loss + losses["itg"]
         else:
             loss = loss + _untouched(self.qformer.head)
         if itm_hardness is not None:
-            mine = uniform[:, first : first + len(batch.ids)].to(sim_i2t.device)
+            mine = uniform[:, first : first + len(batch.picture)].to(same.device, non_blocking=True)
+            sim_i2t, sim_t2i = (sim.detach() for sim in sims)
             draws = [
-                draw_negatives(scores.detach(), same, hardness=itm_hardness, uniform=u)
-                for scores, u in zip((sim_t2i, sim_i2t), mine, strict=True)
+                draw_negatives(sim, same, hardness=itm_hardness, uniform=u)
+                for sim, u in zip((sim_t2i, sim_i2t), mine, strict=True)
             ]
             total, right, count = match_loss(*self.match(batch, image_keys, *draws))
             losses["itm"] = mean_over_ranks(total, count)
@@ -198,6 +204,27 @@ class Stage1(nn.Module):
         else:
             loss = loss + _untouched(self.itm_head)
         return {"loss": loss} | {name: value.detach() for name, value in losses.items()}
+
+    def _similarities(
+        self,
+        batch: Stage1Batch,
+        queries: Float[Tensor, "B Q D"],
+        first_words: Float[Tensor, "B D"],
+        gather_gradient: bool,
+    ) -> tuple[tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]], Bool[Tensor, "B G"]]:
+        """Over the temperature, of this rank's pictures to all texts and of its texts to all
+        pictures; and which pairs are no negatives of each other."""
+        image = F.normalize(self.vision_proj(queries), dim=-1)
+        words = F.normalize(self.text_proj(first_words), dim=-1)
+        all_image, all_words = (gathered(x, gradient=gather_gradient) for x in (image, words))
+        same = same_pairs(
+            batch.picture,
+            batch.caption,
+            all_picture=gathered(batch.picture, gradient=False),
+            all_caption=gathered(batch.caption, gradient=False),
+        )
+        sims = similarity(image, all_words), similarity(all_image, words).T
+        return (sims[0] / self.temperature, sims[1] / self.temperature), same
 
     def match(
         self, batch: Stage1Batch, image_keys: ImageKeys, pictures: Draw, texts: Draw
@@ -215,32 +242,35 @@ class Stage1(nn.Module):
         """
         (drawn_pictures, has_picture), (drawn_texts, has_text) = pictures, texts
         if num_ranks() == 1:
-            drawn_keys = [(k[drawn_pictures], v[drawn_pictures]) for k, v in image_keys]
+            drawn_keys = [
+                (k.index_select(0, drawn_pictures), v.index_select(0, drawn_pictures))
+                for k, v in image_keys
+            ]
         else:
             drawn_keys = self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures])
         keys = [
             (torch.cat([k, drawn_k, k]), torch.cat([v, drawn_v, v]))
             for (k, v), (drawn_k, drawn_v) in zip(image_keys, drawn_keys, strict=True)
         ]
-        num_pairs = len(batch.ids)
-        own = torch.arange(num_pairs, device=drawn_texts.device) + rank() * num_pairs
-        rows = torch.cat([own, own, drawn_texts])
+        # Ranks have other longest captions, and exchange them at one width.
+        own = batch.texts
+        whole = own if num_ranks() == 1 else own.widened(self.config.max_text_tokens)
         ids, present = (
-            gathered(_widened(x, self.config.max_text_tokens), gradient=False)[rows]
-            for x in (batch.ids, batch.present)
+            gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
         )
-        width = int(present.sum(dim=1).amax())
-        logits = self.match_logits(keys, ids[:, :width], present[:, :width])
+        logits = self._match(keys, joined([own, own, Texts.packed(ids, present)]))
         labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        labels[:num_pairs] = 1
+        labels[: len(own.ids)] = 1
         return logits, labels, torch.cat([has_picture & has_text, has_picture, has_text])
 
     def match_logits(
         self, image_keys: ImageKeys, ids: Int[Tensor, "N T"], present: Bool[Tensor, "N T"]
     ) -> Float[Tensor, "N 2"]:
         """Scores of unmatched and matched: the ITM head on each query output, averaged."""
-        outputs = self.qformer.see_and_read(image_keys, ids, present)
-        return self.itm_head(outputs).mean(dim=1)
+        return self._match(image_keys, Texts.packed(ids, present))
+
+    def _match(self, image_keys: ImageKeys, texts: Texts) -> Float[Tensor, "N 2"]:
+        return self.itm_head(self.qformer.see_and_read(image_keys, texts)).mean(dim=1)
 
     @torch.inference_mode()
     def embed_pictures(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q E"]:
@@ -251,19 +281,10 @@ class Stage1(nn.Module):
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
         """Contrastive embeddings of captions, L2-normalised."""
-        ids, present = self.tokenizer.encode(texts, self.config.max_text_tokens)
-        device = self.temperature.device
-        outputs = self.qformer.read(ids.to(device), present.to(device))
-        return F.normalize(self.text_proj(outputs[:, 0]), dim=-1)
-
-    def _to_write(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-        """The text as ITG sees it: [DEC] in place of [CLS]."""
-        return torch.cat([torch.full_like(ids[:, :1], self.tokenizer.dec), ids[:, 1:]], dim=1)
-
-
-def _widened(values: Shaped[Tensor, "B T"], width: int) -> Shaped[Tensor, "B W"]:
-    """Padded to one width, so that ranks with other longest captions can exchange them."""
-    return F.pad(values, (0, width - values.shape[1]))
+        packed = Texts.packed(*self.tokenizer.encode(texts, self.config.max_text_tokens))
+        packed = packed.to(self.temperature.device)
+        outputs = self.qformer.read(packed).index_select(0, packed.first)
+        return F.normalize(self.text_proj(outputs), dim=-1)
 
 
 def _untouched(module: nn.Module | None) -> Tensor:

@@ -14,10 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.language import LanguageModel
-from model.objectives import IGNORED
-from model.qformer import INIT_STD, QFormer, QFormerConfig, initialise
+from model.layers import INIT_STD, initialise
+from model.qformer import QFormer, QFormerConfig
 from model.ranks import mean_over_ranks
 from pipeline.errors import ConfigError
+
+IGNORED = -100
+"""A target that counts for nothing, as in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Stage2(nn.Module):
 
     def soft_prompt(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q L"]:
         """What the language model reads of pictures."""
-        image = self.qformer.image_keys(self.ln_vision(tokens.float()))
+        image = self.qformer.image_keys(tokens, self.ln_vision)
         outputs, _ = self.qformer.see(image)
         return self.projection(outputs)
 

@@ -15,7 +15,9 @@ from transformers import (
     OPTConfig,
 )
 
-from model.objectives import similarity
+from model.itc import similarity
+from model.itg import to_write
+from model.packing import Texts
 from model.qformer import QFormer, QFormerConfig
 from model.stage1 import Stage1
 from model.start import StartConfig, start_stage1
@@ -38,6 +40,10 @@ def scattered(module: nn.Module, seed: int = 0) -> nn.Module:
             is_scale = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(1 + noise if is_scale else noise)
     return module
+
+
+NORM = scattered(nn.LayerNorm(10), seed=4)
+"""Stands for ln_vision."""
 
 
 @pytest.fixture
@@ -140,6 +146,7 @@ def plain(qformer: QFormer, tokens: Tensor, ids: Tensor, seen: Tensor) -> tuple[
     text = embeddings.words.weight[ids] + embeddings.positions.weight[: ids.shape[1]]
     queries = qformer.query_tokens.repeat(len(ids), 1, 1)
     hidden = embeddings.norm(torch.cat([queries, text], dim=1))
+    tokens = NORM(tokens)
     whole = torch.ones(len(ids), num_queries, tokens.shape[1], dtype=torch.bool)
     for number, layer in enumerate(qformer.layers):
         hidden = plain_attention(layer.attention, hidden, hidden, seen)
@@ -175,15 +182,15 @@ def test_see_and_read_apart_are_one_pass_in_which_neither_sees_the_other(
 ):
     seen = blocks(present, text_to_queries=False, queries_to_text=False, causal=False)
     queries, text = plain(qformer, tokens, ids, seen)
-    torch.testing.assert_close(qformer.see(qformer.image_keys(tokens))[0], queries)
-    torch.testing.assert_close(qformer.read(ids, present)[present], text[present])
+    torch.testing.assert_close(qformer.see(qformer.image_keys(tokens, NORM))[0], queries)
+    torch.testing.assert_close(qformer.read(Texts.packed(ids, present)), text[present])
 
 
 @torch.no_grad()
 def test_see_and_read_together_are_one_pass_in_which_all_see_all(qformer, tokens, ids, present):
     seen = blocks(present, text_to_queries=True, queries_to_text=True, causal=False)
     queries, _ = plain(qformer, tokens, ids, seen)
-    both = qformer.see_and_read(qformer.image_keys(tokens), ids, present)
+    both = qformer.see_and_read(qformer.image_keys(tokens, NORM), Texts.packed(ids, present))
     torch.testing.assert_close(both, queries)
 
 
@@ -193,16 +200,34 @@ def test_write_is_one_pass_in_which_text_sees_the_queries_and_the_text_before(
 ):
     seen = blocks(present, text_to_queries=True, queries_to_text=False, causal=True)
     queries, text = plain(qformer, tokens, ids, seen)
-    outputs, kept = qformer.see(qformer.image_keys(tokens))
+    outputs, kept = qformer.see(qformer.image_keys(tokens, NORM))
     torch.testing.assert_close(outputs, queries)
     scores, _ = qformer.write(kept, ids, present)
     torch.testing.assert_close(scores[present], plain_scores(qformer, text)[present])
 
 
 @torch.no_grad()
+def test_one_pass_sees_reads_and_writes_as_each_alone(qformer, tokens, ids, present):
+    image, texts = qformer.image_keys(tokens, NORM), Texts.packed(ids, present)
+    written, targets = to_write(ids, present, dec=39)
+    assert len(targets) == 11
+    outputs, kept = qformer.see(image)
+    first = qformer.read(texts)[texts.first]
+    scores, _ = qformer.write(kept, written.ids, present)
+    found = qformer.see_read_and_write(image, texts, written)
+    torch.testing.assert_close(found[0], outputs)
+    torch.testing.assert_close(found[1], first)
+    torch.testing.assert_close(found[2], scores[written.present])
+    without = qformer.see_read_and_write(image, texts)
+    torch.testing.assert_close(without[0], outputs)
+    torch.testing.assert_close(without[1], first)
+    assert without[2] is None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("steps", [[1] * 6, [4, 2], [3, 1, 2]])
 def test_writing_in_steps_is_writing_at_once(qformer, tokens, ids, present, steps):
-    _, past = qformer.see(qformer.image_keys(tokens))
+    _, past = qformer.see(qformer.image_keys(tokens, NORM))
     at_once, whole_past = qformer.write(past, ids, present)
     parts, done = [], 0
     for num in steps:
@@ -216,7 +241,7 @@ def test_writing_in_steps_is_writing_at_once(qformer, tokens, ids, present, step
 
 @torch.no_grad()
 def test_a_token_sees_nothing_that_comes_after_it(qformer, tokens, ids):
-    _, kept = qformer.see(qformer.image_keys(tokens))
+    _, kept = qformer.see(qformer.image_keys(tokens, NORM))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     before, _ = qformer.write(kept, ids, everywhere)
     for place in range(6):
@@ -232,12 +257,18 @@ def test_padding_changes_nothing(qformer, tokens, ids, present):
     wide = torch.cat([ids, torch.full((3, 5), 7)], dim=1).masked_fill(
         ~nn.functional.pad(present, (0, 5)), 9
     )
-    image = qformer.image_keys(tokens)
+    image = qformer.image_keys(tokens, NORM)
     _, kept = qformer.see(image)
     more = nn.functional.pad(present, (0, 5))
-    torch.testing.assert_close(qformer.read(wide, more)[more], qformer.read(ids, present)[present])
     torch.testing.assert_close(
-        qformer.see_and_read(image, wide, more), qformer.see_and_read(image, ids, present)
+        qformer.read(Texts.packed(wide, more)), qformer.read(Texts.packed(ids, present))
+    )
+    everywhere = Texts(wide, more, torch.arange(wide.numel()))  # as on a GPU
+    found = qformer.read(everywhere)[more.flatten()]
+    torch.testing.assert_close(found, qformer.read(Texts.packed(ids, present)))
+    torch.testing.assert_close(
+        qformer.see_and_read(image, Texts.packed(wide, more)),
+        qformer.see_and_read(image, Texts.packed(ids, present)),
     )
     torch.testing.assert_close(
         qformer.write(kept, wide, more)[0][more], qformer.write(kept, ids, present)[0][present]
@@ -246,7 +277,7 @@ def test_padding_changes_nothing(qformer, tokens, ids, present):
 
 @torch.no_grad()
 def test_writing_goes_on_after_padding_that_it_does_not_see(qformer, tokens, ids, present):
-    _, kept = qformer.see(qformer.image_keys(tokens))
+    _, kept = qformer.see(qformer.image_keys(tokens, NORM))
     there = present.clone()
     there[:, 5] = True  # what is written after the padding of shorter prompts
     before, _ = qformer.write(kept, ids, there)
@@ -258,12 +289,14 @@ def test_writing_goes_on_after_padding_that_it_does_not_see(qformer, tokens, ids
 
 @torch.no_grad()
 def test_queries_and_text_see_each_other_when_read_together(qformer, tokens, ids, present):
-    image = qformer.image_keys(tokens)
-    before = qformer.see_and_read(image, ids, present)
+    image = qformer.image_keys(tokens, NORM)
+    before = qformer.see_and_read(image, Texts.packed(ids, present))
     for pair, last in enumerate([5, 2, 4]):
         changed = ids.clone()
         changed[pair, last] = (changed[pair, last] + 1) % 40
-        differs = (qformer.see_and_read(image, changed, present) - before).abs().amax(dim=2) > 1e-6
+        differs = (qformer.see_and_read(image, Texts.packed(changed, present)) - before).abs().amax(
+            dim=2
+        ) > 1e-6
         assert differs[pair].all()
         assert differs.sum() == 4  # the other pairs see nothing of it
     # Text sees queries: with text blind to them, the queries would get other text back.
@@ -278,8 +311,8 @@ def test_seeing_needs_no_text(tiny, qformer, tokens):
     told = queries_side.load_state_dict(qformer.state_dict(), strict=False)
     assert told.missing_keys == []
     assert {key.split(".")[0] for key in told.unexpected_keys} == {"embeddings", "layers", "head"}
-    outputs, kept = qformer.see(qformer.image_keys(tokens))
-    alone, kept_alone = queries_side.see(queries_side.image_keys(tokens))
+    outputs, kept = qformer.see(qformer.image_keys(tokens, NORM))
+    alone, kept_alone = queries_side.see(queries_side.image_keys(tokens, NORM))
     assert torch.equal(alone, outputs)
     for (key, value), (other_key, other_value) in zip(kept, kept_alone, strict=True):
         assert torch.equal(key, other_key)
@@ -288,12 +321,12 @@ def test_seeing_needs_no_text(tiny, qformer, tokens):
 
 def test_a_qformer_without_text_neither_reads_nor_writes(tiny, tokens, ids, present):
     queries_side = QFormer(tiny(), with_text=False).double()
-    image = queries_side.image_keys(tokens)
+    image = queries_side.image_keys(tokens, NORM)
     _, kept = queries_side.see(image)
     for call in (
-        lambda: queries_side.read(ids, present),
+        lambda: queries_side.read(Texts.packed(ids, present)),
         lambda: queries_side.write(kept, ids, present),
-        lambda: queries_side.see_and_read(image, ids, present),
+        lambda: queries_side.see_and_read(image, Texts.packed(ids, present)),
     ):
         with pytest.raises(TypeError, match="without text cannot"):
             call()
@@ -302,11 +335,16 @@ def test_a_qformer_without_text_neither_reads_nor_writes(tiny, tokens, ids, pres
 @torch.no_grad()
 def test_shapes_are_as_written(checked, tiny, tokens, ids, present):
     qformer = checked.qformer.QFormer(checked.qformer.QFormerConfig(**vars(tiny()))).double()
-    image = qformer.image_keys(tokens)
+    image = qformer.image_keys(tokens, NORM)
+    texts = checked.packing.Texts.packed(ids, present)
     outputs, kept = qformer.see(image)
     assert outputs.shape == (3, 4, 24)
-    assert qformer.read(ids, present).shape == (3, 6, 24)
-    assert qformer.see_and_read(image, ids, present).shape == (3, 4, 24)
+    assert qformer.read(texts).shape == (14, 24)
+    to_write, _ = checked.itg.to_write(ids, present, 3)
+    first, words, scores = qformer.see_read_and_write(image, texts, to_write)
+    assert (first.shape, words.shape) == ((3, 4, 24), (3, 24))
+    assert scores.shape == (11, qformer.config.vocab_size)
+    assert qformer.see_and_read(image, texts).shape == (3, 4, 24)
     scores, past = qformer.write(kept, ids[:, :2], present[:, :2])
     assert scores.shape == (3, 2, qformer.config.vocab_size)
     assert qformer.write(past, ids[:, 2:], present)[0].shape == (3, 4, qformer.config.vocab_size)
@@ -413,12 +451,13 @@ def test_stage_1_is_the_retrieval_model_of_transformers(tiny, tokenizer, ids, pr
         for itm in (False, True)
     }
     close = {"rtol": 0, "atol": 1e-9}
-    image = ours.qformer.image_keys(ours.ln_vision(seen[0]))
+    image = ours.image_keys(seen[0])
     outputs, _ = ours.qformer.see(image)
-    text = ours.qformer.read(ids, present)
+    texts = Texts.packed(ids, present)
+    first = ours.qformer.read(texts)[texts.first]
     embedded = nn.functional.normalize(ours.vision_proj(outputs), dim=-1)
     torch.testing.assert_close(embedded, expected[False].image_embeds, **close)
-    words = nn.functional.normalize(ours.text_proj(text[:, 0]), dim=-1)
+    words = nn.functional.normalize(ours.text_proj(first), dim=-1)
     torch.testing.assert_close(words, expected[False].text_embeds, **close)
     cosines = similarity(embedded, words)
     torch.testing.assert_close(cosines, expected[False].logits_per_image, **close)
@@ -443,7 +482,7 @@ def test_text_is_read_and_guessed_as_by_the_bert_it_starts_from(tmp_path, tokeni
     start = StartConfig(start=f"hf:{tmp_path}", max_text_tokens=20)
     qformer = start_stage1(start, tokenizer, vision_width=10, seed=0).qformer.eval()
     told = bert(ids, attention_mask=present.long(), output_hidden_states=True)
-    text = qformer.read(ids, present)
-    torch.testing.assert_close(text[present], told.hidden_states[-1][present])
+    text = qformer.read(Texts.packed(ids, present))
+    torch.testing.assert_close(text, told.hidden_states[-1][present])
     scores = qformer.head(text, qformer.embeddings.words.weight)[..., : config.vocab_size]
-    torch.testing.assert_close(scores[present], told.logits[present])
+    torch.testing.assert_close(scores, told.logits[present])

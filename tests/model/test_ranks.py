@@ -63,8 +63,8 @@ def pairs_of(stage1: Stage1, keys: tuple[list[int], list[int]], dtype: torch.dty
     here = slice(rank() * NUM_PAIRS // num_ranks(), (rank() + 1) * NUM_PAIRS // num_ranks())
     picture, caption = (torch.tensor(k)[here] for k in keys)
     drawn = torch.randn(NUM_PAIRS, 5, 10, generator=torch.Generator().manual_seed(3))
-    ids, present = stage1.tokenizer.encode([CAPTIONS[c] for c in caption.tolist()], 20)
-    return Stage1Batch(drawn[picture].to(dtype), ids, present, picture, caption)
+    texts = [CAPTIONS[c] for c in caption.tolist()]
+    return stage1.batch(drawn[picture].to(dtype), texts, picture, caption)
 
 
 def step(stage1: Stage1, case: str) -> dict[str, Tensor]:

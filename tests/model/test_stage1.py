@@ -2,12 +2,15 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from model.itg import to_write
+from model.packing import Texts
 from model.stage1 import TEMPERATURE_RANGE, ObjectivesConfig, Stage1, Stage1Batch
 from pipeline.errors import ConfigError
 
@@ -22,7 +25,7 @@ def stage1(scattered_stage1) -> Stage1:
 
 
 @pytest.fixture
-def batch(tokenizer, captions) -> Stage1Batch:
+def batch(stage1, tokenizer, captions) -> Stage1Batch:
     """Six pairs; 0 and 2 have the same picture, 1 and 4 the same caption."""
     tokens = torch.randn(6, 7, 10, generator=torch.Generator().manual_seed(1))
     tokens[2] = tokens[0]
@@ -30,13 +33,18 @@ def batch(tokenizer, captions) -> Stage1Batch:
     ids, present = tokenizer.encode(captions, 14)
     assert not present.all()
     assert present[3].all()  # this one is cut
-    return Stage1Batch(
-        tokens, ids, present, torch.tensor([9, 8, 9, 6, 5, 4]), torch.tensor([1, 7, 3, 4, 7, 6])
-    )
+    picture, caption = torch.tensor([9, 8, 9, 6, 5, 4]), torch.tensor([1, 7, 3, 4, 7, 6])
+    return batch_of(stage1, tokens, ids, present, picture, caption)
 
 
-def part(batch: Stage1Batch, pairs: list[int]) -> Stage1Batch:
-    return Stage1Batch(*(value[pairs] for value in vars(batch).values()))
+def batch_of(stage1: Stage1, tokens, ids, present, picture, caption) -> Stage1Batch:
+    written = to_write(ids, present, stage1.tokenizer.dec)
+    return Stage1Batch(tokens, Texts.packed(ids, present), *written, picture, caption)
+
+
+def part(stage1: Stage1, batch: Stage1Batch, pairs: list[int]) -> Stage1Batch:
+    columns = (batch.tokens, batch.texts.ids, batch.texts.present, batch.picture, batch.caption)
+    return batch_of(stage1, *(column[pairs] for column in columns))
 
 
 def numbers(count: int) -> Tensor:
@@ -47,14 +55,18 @@ def numbers(count: int) -> Tensor:
 
 
 def keys_of(stage1: Stage1, tokens: Tensor):
-    return stage1.qformer.image_keys(stage1.ln_vision(tokens[None].float()))
+    return stage1.image_keys(tokens[None])
+
+
+def alone(ids: Tensor) -> Texts:
+    return Texts.packed(ids[None], torch.ones(1, len(ids), dtype=torch.bool))
 
 
 def slow_cosine(stage1: Stage1, tokens: Tensor, ids: Tensor) -> float:
     """Of one picture and one caption without padding."""
     outputs, _ = stage1.qformer.see(keys_of(stage1, tokens))
-    text = stage1.qformer.read(ids[None], torch.ones(1, len(ids), dtype=torch.bool))
-    word = stage1.text_proj(text[0, 0])
+    text = stage1.qformer.read(alone(ids))
+    word = stage1.text_proj(text[0])
     return max(float(F.cosine_similarity(stage1.vision_proj(q), word, 0)) for q in outputs[0])
 
 
@@ -91,8 +103,7 @@ def slow_draw(row: list[float], same: list[bool], hardness: float, number: float
 
 
 def slow_itm(stage1: Stage1, tokens: Tensor, ids: Tensor, label: int) -> tuple[float, bool]:
-    present = torch.ones(1, len(ids), dtype=torch.bool)
-    outputs = stage1.qformer.see_and_read(keys_of(stage1, tokens), ids[None], present)
+    outputs = stage1.qformer.see_and_read(keys_of(stage1, tokens), alone(ids))
     logits = sum(stage1.itm_head(q) for q in outputs[0]) / outputs.shape[1]
     return F.cross_entropy(logits, torch.tensor(label)).item(), int(logits.argmax()) == label
 
@@ -100,8 +111,8 @@ def slow_itm(stage1: Stage1, tokens: Tensor, ids: Tensor, label: int) -> tuple[f
 @torch.no_grad()
 def slow_losses(stage1: Stage1, batch: Stage1Batch, hardness: float, smoothing: float) -> dict:
     """Every picture and every caption by itself, without padding."""
-    pairs = range(len(batch.ids))
-    texts = [ids[there] for ids, there in zip(batch.ids, batch.present, strict=True)]
+    pairs = range(len(batch.texts.ids))
+    texts = [ids[there] for ids, there in zip(batch.texts.ids, batch.texts.present, strict=True)]
     sims = [[slow_cosine(stage1, t, text) for text in texts] for t in batch.tokens]
     sims = [[s / stage1.temperature.item() for s in row] for row in sims]
     back = [list(column) for column in zip(*sims, strict=True)]
@@ -146,8 +157,8 @@ def test_each_loss_is_that_of_passes_of_its_own(stage1, batch, hardness, smoothi
 
 def test_the_losses_of_a_pair_do_not_depend_on_padding(stage1, batch):
     before = stage1(batch, PAPER, 1.0, numbers(6))
-    ids, present = F.pad(batch.ids, (0, 4), value=17), F.pad(batch.present, (0, 4))
-    wide = Stage1Batch(batch.tokens, ids, present, batch.picture, batch.caption)
+    ids, present = F.pad(batch.texts.ids, (0, 4), value=17), F.pad(batch.texts.present, (0, 4))
+    wide = batch_of(stage1, batch.tokens, ids, present, batch.picture, batch.caption)
     for name, value in stage1(wide, PAPER, 1.0, numbers(6)).items():
         torch.testing.assert_close(value, before[name])
 
@@ -202,8 +213,8 @@ def test_before_itm_joins_the_loss_is_that_of_the_others(stage1, batch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tokens_may_be_in_half_precision(stage1, batch, dtype):
-    half = Stage1Batch(batch.tokens.to(dtype), *list(vars(batch).values())[1:])
-    exact = Stage1Batch(half.tokens.float(), *list(vars(batch).values())[1:])
+    half = replace(batch, tokens=batch.tokens.to(dtype))
+    exact = replace(half, tokens=half.tokens.float())
     expected = stage1(exact, PAPER, 1.0, numbers(6))
     for name, value in stage1(half, PAPER, 1.0, numbers(6)).items():
         assert torch.equal(value, expected[name])
@@ -236,7 +247,7 @@ def test_dropout_acts_in_training_alone(scattered_stage1, batch):
 
 @pytest.mark.parametrize("pairs", [[3], [0, 2], [1, 4, 1]])
 def test_pairs_that_are_all_the_same_have_captions_alone_to_learn(stage1, batch, pairs):
-    found = stage1(part(batch, pairs), PAPER, 1.0, numbers(len(pairs)))
+    found = stage1(part(stage1, batch, pairs), PAPER, 1.0, numbers(len(pairs)))
     assert [found[name].item() for name in ("itc", "itc_unsmoothed", "itm")] == [0, 0, 0]
     assert found["itg"] > 0
     torch.testing.assert_close(found["loss"], found["itg"])
@@ -248,16 +259,19 @@ def test_pairs_that_are_all_the_same_have_captions_alone_to_learn(stage1, batch,
 
 def test_pairs_without_negatives_leave_itm_to_the_others(stage1, batch):
     # The second shares its picture with the first and its caption with the third.
-    chained = part(batch, [0, 3, 5])
-    chained = Stage1Batch(
+    chained = part(stage1, batch, [0, 3, 5])
+    chained = batch_of(
+        stage1,
         chained.tokens,
-        chained.ids,
-        chained.present,
+        chained.texts.ids,
+        chained.texts.present,
         torch.tensor([1, 1, 2]),
         torch.tensor([1, 2, 2]),
     )
     found = stage1(chained, PAPER, 1.0, numbers(3))
-    texts = [ids[there] for ids, there in zip(chained.ids, chained.present, strict=True)]
+    texts = [
+        ids[there] for ids, there in zip(chained.texts.ids, chained.texts.present, strict=True)
+    ]
     judged = [
         slow_itm(stage1, chained.tokens[p], texts[t], label)
         for p, t, label in [(0, 0, 1), (2, 2, 1), (2, 0, 0), (0, 2, 0), (0, 2, 0), (2, 0, 0)]
@@ -313,12 +327,14 @@ def test_the_temperature_starts_as_the_papers_and_keeps_its_range(tiny, tokenize
 
 def test_a_batch_moves_as_a_whole(batch):
     moved = batch.to("meta")
-    for name, value in vars(moved).items():
-        assert value.is_meta
-        assert (value.shape, value.dtype) == (
-            getattr(batch, name).shape,
-            getattr(batch, name).dtype,
-        )
+    for there, here in zip(tensors(moved), tensors(batch), strict=True):
+        assert there.is_meta
+        assert (there.shape, there.dtype) == (here.shape, here.dtype)
+
+
+def tensors(batch: Stage1Batch) -> list[Tensor]:
+    values = vars(batch).values()
+    return [t for v in values for t in (vars(v).values() if isinstance(v, Texts) else [v])]
 
 
 # Embeddings
@@ -367,7 +383,7 @@ def test_nothing_to_embed_is_no_vectors(stage1):
 def test_shapes_are_as_written(checked, tiny, tokenizer, batch, captions):
     module = checked.stage1
     stage1 = module.Stage1(module.QFormerConfig(**vars(tiny())), tokenizer)
-    shaped = module.Stage1Batch(*vars(batch).values())
+    shaped = stage1.batch(batch.tokens, captions, batch.picture, batch.caption)
     for hardness in (None, 1.0):
         stage1(shaped, module.ObjectivesConfig(), hardness, numbers(6))["loss"].backward()
     stage1.embed_pictures(batch.tokens.half())

@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from model.language import LanguageModel
-from model.objectives import IGNORED
-from model.stage2 import Stage2, Stage2Batch, language_batch, take_over
+from model.stage2 import IGNORED, Stage2, Stage2Batch, language_batch, take_over
 from pipeline.errors import ConfigError
 
 L = 16

@@ -16,7 +16,8 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from model.qformer import init_std
+from model.layers import init_std
+from model.packing import Texts
 from model.stage1 import Stage1
 from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
 from pipeline.errors import ConfigError
@@ -81,8 +82,8 @@ def test_text_is_read_as_by_the_bert(bert):
     assert not present.all()
     with torch.no_grad():
         expected = theirs(ids, attention_mask=present.long()).last_hidden_state
-        found = stage1.qformer.read(ids, present)
-    torch.testing.assert_close(found[present], expected[present], rtol=1e-4, atol=1e-5)
+        found = stage1.qformer.read(Texts.packed(ids, present))
+    torch.testing.assert_close(found, expected[present], rtol=1e-4, atol=1e-5)
 
 
 def test_its_language_head_writes_as_the_berts(bert):
