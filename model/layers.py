@@ -32,7 +32,7 @@ def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-KeysValues = tuple[Float[Tensor, "N H _ K"], Float[Tensor, "N H _ K"]]
+KeysValues = tuple[Float[Tensor, "_ H _ K"], Float[Tensor, "_ H _ K"]]
 """Keys and values of H heads of width K = D / H, over S positions."""
 
 

@@ -67,9 +67,9 @@ class Texts:
         places = self.text * width + self.position
         return Texts(F.pad(self.ids, more), F.pad(self.present, more), places)
 
-    def to(self, device: Any) -> "Texts":
+    def to(self, device: Any, *, non_blocking: bool = False) -> "Texts":
         """The texts on another device."""
-        return Texts(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return Texts(*(x.to(device, non_blocking=non_blocking) for x in vars(self).values()))
 
 
 def joined(parts: Sequence[Texts]) -> Texts:

@@ -293,11 +293,11 @@ class Layer(nn.Module):
         num_seeing = view.num_sequences * num_queries
         queries, text = rows[:num_seeing], rows[num_seeing:]
         parts = []
-        if num_seeing:
+        if num_queries:
             if self.look is not None and image is not None:
                 queries = self.look(queries, image, View(view.num_sequences, num_queries))
             parts.append(self.query_feed_forward(queries))
-        if len(text):
+        if len(text) or not num_queries:
             if self.text_feed_forward is None:
                 raise TypeError("a Q-Former without text cannot read")
             parts.append(self.text_feed_forward(text))

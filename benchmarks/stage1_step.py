@@ -1,0 +1,258 @@
+"""Times a step of stage 1 beside the reference shape and beside the machine's peak.
+
+    python benchmarks/stage1_step.py [--batch-size N] [--rounds N] [--no-encoder]
+
+Both compute the same three losses and gradients of one BERT-base Q-Former on 257 x 1408 tokens,
+forward and backward, dropout off, attention by scaled_dot_product_attention.
+
+reference   as LAVIS has it: a pass each for ITC's pictures, ITC's texts, ITM and ITG, texts
+            padded to 32 tokens, keys and values of the pictures computed in each pass that needs
+            them, and a gradient through the tokens to ln_vision.
+ours        `model.stage1`.
+
+They run in turn, and the median over the rounds counts. The peak is that of a large float32
+matrix product in the same run; the encoder's time is measured on two pictures and scaled. The last
+line is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812
+from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.itc import contrastive_loss, same_pairs, similarity
+from model.itm import draw_negatives, match_loss
+from model.layers import Attention
+from model.qformer import QFormerConfig
+from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.text import CaptionTokenizer
+
+NUM_TOKENS, VISION_WIDTH, PADDED_TO = 257, 1408, 32
+ENCODER = "eva_giant_patch14_clip_224"
+OBJECTIVES = ObjectivesConfig()
+
+
+class Reference:
+    """The four passes of the reference shape, over the weights of a `Stage1`."""
+
+    def __init__(self, stage1: Stage1) -> None:
+        self.stage1 = stage1
+
+    def losses(self, batch: Stage1Batch, uniform: Tensor) -> Tensor:
+        """ITC + ITM + ITG of one rank."""
+        stage1, size = self.stage1, len(batch.picture)
+        dec, temperature = stage1.tokenizer.dec, stage1.temperature
+        ids, present = (padded(x) for x in (batch.texts.ids, batch.texts.present))
+        tokens = stage1.ln_vision(batch.tokens.float())
+
+        queries, kept = self._pass(queries=size, tokens=tokens)
+        text, _ = self._pass(ids=ids, mask=present[:, None, None, :])
+        image = F.normalize(stage1.vision_proj(queries), dim=-1)
+        words = F.normalize(stage1.text_proj(text[:, 0]), dim=-1)
+        sim = similarity(image, words) / temperature
+        keys = {"all_picture": batch.picture, "all_caption": batch.caption}
+        same = same_pairs(batch.picture, batch.caption, **keys)
+        itc = sum(contrastive_loss(s, same, first=0)[0] for s in (sim, sim.T)) / 2
+
+        pictures, texts = (
+            draw_negatives(s.detach(), same, hardness=1.0, uniform=u)[0]
+            for s, u in zip((sim.T, sim), uniform, strict=True)
+        )
+        their_ids, there = (torch.cat([x, x, x[texts]]) for x in (ids, present))
+        everyone = torch.cat([there.new_ones(3 * size, queries.shape[1]), there], dim=1)
+        both, _ = self._pass(
+            queries=3 * size,
+            tokens=torch.cat([tokens, tokens[pictures], tokens]),
+            ids=their_ids,
+            mask=everyone[:, None, None, :],
+        )
+        logits = stage1.itm_head(both[:, : queries.shape[1]]).mean(dim=1)
+        labels = torch.tensor([1] * size + [0] * 2 * size)
+        total, _, count = match_loss(logits, labels, torch.ones(3 * size, dtype=torch.bool))
+
+        written = torch.cat([torch.full_like(ids[:, :1], dec), ids[:, 1:]], dim=1)
+        seen = torch.cat([present.new_ones(size, queries.shape[1]), present], dim=1)
+        earlier = seen.new_ones(PADDED_TO, seen.shape[1]).tril(queries.shape[1])
+        mask = seen[:, None, None, :] & earlier
+        after, _ = self._pass(ids=written, mask=mask, past=kept)
+        scores = stage1.qformer.head(after, stage1.qformer.embeddings.words.weight)
+        targets = torch.cat(
+            [ids[:, 1:].masked_fill(~present[:, 1:], -100), ids[:, :1] * 0 - 100], 1
+        )
+        itg = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), label_smoothing=0.1)
+        return itc + total / count + itg
+
+    def _pass(
+        self,
+        *,
+        queries: int = 0,
+        tokens: Tensor | None = None,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        past: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """All layers over [queries; text], padding and all."""
+        qformer = self.stage1.qformer
+        parts = [qformer.query_tokens.expand(queries, -1, -1)] if queries else []
+        if ids is not None:
+            places = torch.arange(ids.shape[1])
+            parts.append(qformer.embeddings.words(ids) + qformer.embeddings.positions(places))
+        hidden = qformer.embeddings.norm(torch.cat(parts, dim=1))
+        num = qformer.config.num_queries if queries else 0
+        kept = []
+        for number, layer in enumerate(qformer.layers):
+            before = None if past is None else past[number]
+            hidden, its = attend(layer.attention, hidden, hidden, mask, before)
+            kept.append(its)
+            rows = []
+            if num:
+                seeing = hidden[:, :num]
+                if layer.look is not None:
+                    seeing, _ = attend(layer.look, seeing, tokens)
+                rows.append(layer.query_feed_forward(seeing))
+            if ids is not None:
+                rows.append(layer.text_feed_forward(hidden[:, num:]))
+            hidden = torch.cat(rows, dim=1)
+        return hidden, kept
+
+
+def attend(
+    part: Attention,
+    rows: Tensor,
+    source: Tensor,
+    mask: Tensor | None = None,
+    past: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Attention of BERT over padded sequences; also its keys and values."""
+    query, keys, values = (
+        x.unflatten(-1, (part.num_heads, -1)).transpose(1, 2)
+        for x in (part.query(rows), part.key(source), part.value(source))
+    )
+    its = keys, values
+    if past is not None:
+        keys, values = (torch.cat(both, dim=2) for both in zip(past, its, strict=True))
+    attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    return part.norm(rows + part.output(attended.transpose(1, 2).flatten(2))), its
+
+
+def padded(values: Tensor) -> Tensor:
+    return F.pad(values, (0, PADDED_TO - values.shape[1]))
+
+
+def make_pairs(stage1: Stage1, num_pairs: int) -> Stage1Batch:
+    """Pictures of noise, with captions as long as COCO's: 10 words and 3 more tokens on average."""
+    draws = torch.Generator().manual_seed(1)
+    tokens = torch.randn(num_pairs, NUM_TOKENS, VISION_WIDTH, generator=draws).half()
+    lengths = torch.randn(num_pairs, generator=draws).mul(2.4).add(10.9).round().clamp(6, 28)
+    words = [torch.randint(1000, 30_000, (int(n),), generator=draws).tolist() for n in lengths]
+    keys = torch.arange(num_pairs)
+    return stage1.batch(tokens, [" ".join(f"w{w}" for w in its) for its in words], keys, keys)
+
+
+def make_stage1() -> Stage1:
+    """BERT-base size, weights of chance; its vocabulary is w0, w1, ..."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = special + [f"w{number}" for number in range(30_522 - len(special))]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = CaptionTokenizer.from_json(BertWordPieceTokenizer(vocab=vocabulary).to_str())
+    torch.manual_seed(0)
+    config = QFormerConfig(vision_width=VISION_WIDTH, dropout=0.0)
+    return Stage1(config, tokenizer).train()
+
+
+def step(stage1: Stage1, loss: Callable[[], Tensor]) -> tuple[float, Tensor, dict[str, Tensor]]:
+    """Seconds of forward and backward; loss and gradients."""
+    stage1.zero_grad(set_to_none=True)
+    begun = time.monotonic()
+    found = loss()
+    found.backward()
+    seconds = time.monotonic() - begun
+    named = stage1.named_parameters()
+    return seconds, found.detach(), {n: p.grad for n, p in named if p.grad is not None}
+
+
+def peak_gflops(size: int = 4096, times: int = 3) -> float:
+    """Of a square float32 matrix product; the best of some."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(times):
+        begun = time.monotonic()
+        left @ right
+        seconds.append(time.monotonic() - begun)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+@torch.inference_mode()
+def encoder_seconds() -> float:
+    """Of the frozen encoder, a picture, forward."""
+    encoder = timm.create_model(ENCODER, pretrained=False).eval()
+    pictures = torch.randn(2, 3, 224, 224)
+    begun = time.monotonic()
+    encoder.forward_features(pictures)
+    return (time.monotonic() - begun) / len(pictures)
+
+
+def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest relative difference of a gradient; one that is but rounding counts little."""
+    longest = max(grad.norm() for grad in theirs.values())
+    return max(
+        ((ours[name] - grad).norm() / (grad.norm() + 1e-4 * longest)).item()
+        for name, grad in theirs.items()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-encoder", action="store_true", help="leave the encoder out")
+    arguments = parser.parse_args()
+
+    stage1 = make_stage1()
+    batch = make_pairs(stage1, arguments.batch_size)
+    uniform = torch.rand(2, arguments.batch_size, dtype=torch.float64)
+    shapes: dict[str, Callable[[], Tensor]] = {
+        "reference": lambda: Reference(stage1).losses(batch, uniform),
+        "ours": lambda: stage1(batch, OBJECTIVES, 1.0, uniform)["loss"],
+    }
+    with FlopCounterMode(display=False) as counter:
+        step(stage1, shapes["ours"])
+    gflop = counter.get_total_flops() / 1e9
+    seconds: dict[str, list[float]] = {name: [] for name in shapes}
+    peaks, found = [], {}
+    for number in range(arguments.rounds):
+        peaks.append(peak_gflops())
+        for name, loss in shapes.items():
+            took, *found[name] = step(stage1, loss)
+            seconds[name].append(took)
+            print(f"round {number + 1} {name}: {took:.2f} s, loss {found[name][0]:.5f}", flush=True)
+    medians = {name: statistics.median(its) for name, its in seconds.items()}
+    (our_loss, ours), (their_loss, theirs) = found["ours"], found["reference"]
+    error = max(abs(our_loss / their_loss - 1).item(), difference(ours, theirs))
+    rate, peak = gflop / medians["ours"], statistics.median(peaks)
+    result: dict[str, Any] = {
+        "speedup": round(medians["reference"] / medians["ours"], 3),
+        "peak_share": round(rate / peak, 3),
+        "max_rel_error": float(f"{error:.2g}"),
+    }
+    print(
+        f"captions of {len(batch.texts.places) / arguments.batch_size:.1f} tokens; "
+        f"{gflop / arguments.batch_size:.0f} GFLOP a pair, {rate:.0f} of {peak:.0f} GFLOP/s"
+    )
+    if not arguments.no_encoder:
+        with_encoder = medians["ours"] + arguments.batch_size * encoder_seconds()
+        result["speedup_with_encoder"] = round(with_encoder / medians["ours"], 3)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
