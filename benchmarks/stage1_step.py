@@ -46,6 +46,11 @@ class Reference:
 
     def __init__(self, stage1: Stage1) -> None:
         self.stage1 = stage1
+        # Of a module's parts that may be missing, or be anything, the ones that are there.
+        self._layers: list[Any] = list(stage1.qformer.layers)
+        self._head: Any = stage1.qformer.head
+        self._words: Any = stage1.qformer.embeddings.words
+        self._positions: Any = stage1.qformer.embeddings.positions
 
     def losses(self, batch: Stage1Batch, uniform: Tensor) -> Tensor:
         """ITC + ITM + ITG of one rank."""
@@ -84,7 +89,7 @@ class Reference:
         earlier = seen.new_ones(PADDED_TO, seen.shape[1]).tril(queries.shape[1])
         mask = seen[:, None, None, :] & earlier
         after, _ = self._pass(ids=written, mask=mask, past=kept)
-        scores = stage1.qformer.head(after, stage1.qformer.embeddings.words.weight)
+        scores = self._head(after, self._words.weight)
         targets = torch.cat(
             [ids[:, 1:].masked_fill(~present[:, 1:], -100), ids[:, :1] * 0 - 100], 1
         )
@@ -105,18 +110,18 @@ class Reference:
         parts = [qformer.query_tokens.expand(queries, -1, -1)] if queries else []
         if ids is not None:
             places = torch.arange(ids.shape[1])
-            parts.append(qformer.embeddings.words(ids) + qformer.embeddings.positions(places))
+            parts.append(self._words(ids) + self._positions(places))
         hidden = qformer.embeddings.norm(torch.cat(parts, dim=1))
         num = qformer.config.num_queries if queries else 0
         kept = []
-        for number, layer in enumerate(qformer.layers):
+        for number, layer in enumerate(self._layers):
             before = None if past is None else past[number]
             hidden, its = attend(layer.attention, hidden, hidden, mask, before)
             kept.append(its)
             rows = []
             if num:
                 seeing = hidden[:, :num]
-                if layer.look is not None:
+                if layer.look is not None and tokens is not None:
                     seeing, _ = attend(layer.look, seeing, tokens)
                 rows.append(layer.query_feed_forward(seeing))
             if ids is not None:
@@ -228,13 +233,15 @@ def main() -> None:
         step(stage1, shapes["ours"])
     gflop = counter.get_total_flops() / 1e9
     seconds: dict[str, list[float]] = {name: [] for name in shapes}
-    peaks, found = [], {}
+    peaks = []
+    found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
     for number in range(arguments.rounds):
         peaks.append(peak_gflops())
         for name, loss in shapes.items():
-            took, *found[name] = step(stage1, loss)
+            took, value, gradients = step(stage1, loss)
+            found[name] = value, gradients
             seconds[name].append(took)
-            print(f"round {number + 1} {name}: {took:.2f} s, loss {found[name][0]:.5f}", flush=True)
+            print(f"round {number + 1} {name}: {took:.2f} s, loss {value.item():.5f}", flush=True)
     medians = {name: statistics.median(its) for name, its in seconds.items()}
     (our_loss, ours), (their_loss, theirs) = found["ours"], found["reference"]
     error = max(abs(our_loss / their_loss - 1).item(), difference(ours, theirs))

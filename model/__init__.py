@@ -3,8 +3,11 @@
     encoders    frozen vision encoders by name, with layer and token choice
     offline     vision weights that come with a Python package, for machines with no hub
     text        captions as token ids; BERT's tokenizer with [DEC], or one learned from captions
-    qformer     the Q-Former: who sees whom, and what is kept of it
-    objectives  ITC, ITM's negatives, ITG, as functions of tensors
+    qformer     the Q-Former: each way of looking, in passes over packed rows
+    masks       who sees whom
+    packing     texts without their padding, and the padded view of attention
+    layers      attention, feed-forward net and language head, as in BERT
+    itc, itm, itg    the three objectives as functions of tensors
     stage1      the Q-Former with its heads, and the three losses of a batch
     start       what stage 1 starts from: a BERT, or a size
     language    frozen decoder-only language models by name
@@ -18,5 +21,5 @@
 Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C
 vision width, Q query tokens, T text tokens, D Q-Former width, E ITC width, V vocabulary, L
 language-model width, H and W a picture's height and width in pixels (in attention, H heads of
-width K, S positions).
+width K, S positions; in packed texts, R rows).
 """

@@ -100,8 +100,8 @@ QUICK = Scale(
     pages=3000,
     worlds=WORLDS[:1],
     test_share=0.22,
-    stage1=_STAGE1 | {"steps": 230},
-    stage2=_STAGE2 | {"steps": 40},
+    stage1=_STAGE1 | {"steps": 280},
+    stage2=_STAGE2 | {"steps": 60},
     captioned=12,
 )
 """Within ten minutes on two cores."""
@@ -110,8 +110,8 @@ FULL = Scale(
     pages=9000,
     worlds=WORLDS,
     test_share=0.1,
-    stage1=_STAGE1 | {"steps": 1300, "itm-hardens-until": 1},
-    stage2=_STAGE2 | {"steps": 300},
+    stage1=_STAGE1 | {"steps": 1700, "itm-hardens-until": 1},
+    stage2=_STAGE2 | {"steps": 400},
     captioned=24,
 )
 """Within 45 minutes on two cores."""
