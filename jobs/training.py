@@ -7,7 +7,6 @@ of one that was never stopped.
 
 import contextlib
 import ctypes
-import json
 import logging
 import tempfile
 import time
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.build import running
+from jobs.metrics import Metrics, Window
 from model import ranks
 from model.checkpoint import (
     FILE,
@@ -42,6 +42,7 @@ from model.optimizer import (
     optimizer_state,
     restore_optimizer,
     set_learning_rate,
+    update,
 )
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.draft import Draft
@@ -53,7 +54,6 @@ from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 TOKENIZER = ".tokenizer.json"
 """Of the Q-Former; made once, before the first step, and part of each checkpoint."""
 
@@ -350,6 +350,38 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """From malloc.h."""
 
 
+class _Guard:
+    """Hears of skipped updates a step late, so that no step waits, and stops what will not mend."""
+
+    def __init__(self, first: int) -> None:
+        self._step = first
+        self._told: Callable[[], bool] = lambda: False
+        self._in_a_row = 0
+
+    def heed(self, skipped: Tensor) -> None:
+        """Take in a step, and hear of the one before.
+
+        Raises:
+            ConfigError: that and the two before it were skipped.
+        """
+        before, self._told = self._told, ranks.later(skipped)
+        if before():
+            self._in_a_row += 1
+            logger.warning("step=%d skipped: its loss or gradient is not finite", self._step)
+        else:
+            self._in_a_row = 0
+        if self._in_a_row == _SKIPS:
+            raise ConfigError(
+                f"step {self._step}: loss or gradient is not finite, the third time in a row; go "
+                "on from the last checkpoint with a lower learning_rate or a longer warm-up"
+            )
+        self._step += 1
+
+
+_SKIPS = 3
+"""Skipped updates in a row that end a training."""
+
+
 class _Rank:
     def __init__(self, training: Training, device: torch.device) -> None:
         self._training, self._device = training, device
@@ -359,8 +391,9 @@ class _Rank:
         self._optimizer = make_optimizer(training.optimizer, module)
         self._first = self._restore()
         self._wrapped = DistributedDataParallel(module) if ranks.num_ranks() > 1 else module
-        self._metrics = _Metrics(training.folder, self._first) if ranks.rank() == 0 else None
-        self._window = _Window(device)
+        self._metrics = Metrics(training.folder, self._first) if ranks.rank() == 0 else None
+        self._window = Window(device)
+        self._guard = _Guard(self._first)
 
     def run(self) -> None:
         loop = self._training.loop
@@ -370,8 +403,9 @@ class _Rank:
             asked = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - asked
-            losses, norm = self._update(batch.to(self._device), step)
-            self._window.add(losses | {"gradient_norm": norm}, waited)
+            losses, skipped = self._update(batch.to(self._device), step)
+            self._window.add(losses, skipped, waited)
+            self._guard.heed(skipped)
             done = step + 1
             last = done == loop.steps
             if done % loop.log_every == 0 or last:
@@ -385,6 +419,7 @@ class _Rank:
             self._metrics.close()
 
     def _update(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """One update; what is to be logged, and whether it was skipped."""
         training = self._training
         rate = learning_rate(training.optimizer, step, training.loop.steps)
         set_learning_rate(self._optimizer, rate)
@@ -394,19 +429,15 @@ class _Rank:
         self._optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self._wrapped.parameters(), training.optimizer.clip_norm)
-        self._optimizer.step()
+        finite = torch.isfinite(losses["loss"].detach()) & torch.isfinite(norm)
+        skipped = ranks.anywhere(~finite)
+        update(self._optimizer, skip=skipped)
         self._learner.updated()
-        return losses, norm
+        return losses | {"gradient_norm": norm}, skipped
 
     def _log(self, done: int, left_s: float) -> None:
         """One line of metrics, averaged over the steps since the last one and over the ranks."""
         line = self._window.take(self._training.loop.batch_size)
-        for name in ("loss", "gradient_norm"):
-            if not torch.isfinite(torch.tensor(line[name])):
-                raise ConfigError(
-                    f"step {done}: {name} is {line[name]}; go on from the last checkpoint with a "
-                    "lower learning_rate or a longer warm-up"
-                )
         if self._metrics:
             rate = learning_rate(self._training.optimizer, done - 1, self._training.loop.steps)
             line |= {"learning_rate": rate, "time_left_s": round(left_s, 1)}
@@ -453,79 +484,6 @@ class _Rank:
         if ranks.rank() == 0:
             logger.info("goes on step=%d", kept[-1].step)
         return kept[-1].step
-
-
-class _Window:
-    """Sums of what is logged, kept on the device: no step waits for the host."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._waited_s, self._begun, self._steps = 0.0, time.monotonic(), 0
-
-    def add(self, values: dict[str, Tensor], waited_s: float) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._waited_s += waited_s
-        self._steps += 1
-
-    def take(self, batch_size: int) -> dict[str, float]:
-        """The means over steps and ranks; the window is empty afterwards."""
-        means = torch.stack([self._sums[n] / self._counts[n] for n in self._sums])
-        if ranks.num_ranks() > 1:
-            dist.all_reduce(means)
-            means /= ranks.num_ranks()
-        line = dict(zip(self._sums, means.tolist(), strict=True))
-        passed = time.monotonic() - self._begun
-        line["pairs_per_s"] = round(self._steps * batch_size / passed, 2)
-        line["data_wait_s"] = round(self._waited_s / self._steps, 5)
-        self._clear()
-        return line
-
-
-class _Metrics:
-    """metrics.jsonl, a line of the log, and TensorBoard (local folders only)."""
-
-    def __init__(self, folder: Folder, step: int) -> None:
-        """Cut what is there back to the checkpoint's step."""
-        self._folder = folder
-        self._board = None
-        text = folder.read(METRICS).decode() if folder.size(METRICS) is not None else ""
-        lines = (line for line in text.splitlines() if line.endswith("}"))
-        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-        self.flush()
-        if folder.is_local:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(f"{folder.path}/tensorboard", purge_step=step + 1)
-
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        values = {name: float(f"{value:.8g}") for name, value in values.items()}
-        self._lines.append(json.dumps({"step": step, "split": split} | values))
-        if self._folder.is_local:
-            with open(f"{self._folder.path}/{METRICS}", "a", encoding="utf-8") as file:
-                file.write(self._lines[-1] + "\n")
-        told = " ".join(f"{name}={value:.4g}" for name, value in values.items())
-        logger.info("%s step=%d %s", split, step, told)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-
-    def flush(self) -> None:
-        """Have all lines in the file; an object store gets it whole."""
-        self._folder.publish(METRICS, "".join(f"{line}\n" for line in self._lines).encode())
-        if self._board:
-            self._board.flush()
-
-    def close(self) -> None:
-        self.flush()
-        if self._board:
-            self._board.close()
 
 
 def _wait_for_all() -> None:

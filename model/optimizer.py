@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
@@ -77,13 +78,20 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Ad
         if p.requires_grad:
             members[_group(name, p)].append(p)
     groups = [{"params": members[group], **its} for group, its in options.items()]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
     """The learning rate of the next update, within what each group allows."""
     for group in optimizer.param_groups:
         group["lr"] = min(rate, group.get("highest_lr", rate))
+
+
+def update(optimizer: torch.optim.AdamW, *, skip: Bool[Tensor, ""]) -> None:
+    """Update the weights, unless `skip` is true: decided on the device, so that no host waits."""
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as GradScaler has it
+    optimizer.step()
 
 
 def _group(name: str, weight: Tensor) -> str:
@@ -113,8 +121,4 @@ def restore_optimizer(
             if f"{name}.{key}" in state
         }
         if found:
-            optimizer.state[p] = {
-                # AdamW keeps its count of steps on the CPU.
-                key: value if key == "step" else value.to(p.device)
-                for key, value in found.items()
-            }
+            optimizer.state[p] = {key: value.to(p.device) for key, value in found.items()}

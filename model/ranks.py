@@ -1,13 +1,13 @@
 """Tensors across the ranks of a training; with one process each of these does nothing."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -56,6 +56,31 @@ class _Gathered(torch.autograd.Function):
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def anywhere(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether it is true on any rank."""
+    if num_ranks() == 1:
+        return flag
+    found = flag.int()
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.bool()
+
+
+def later(flag: Bool[Tensor, ""]) -> Callable[[], bool]:
+    """A flag for the host to read when the device has got there; asking waits for no later work."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    copy = torch.empty((), dtype=torch.bool, pin_memory=True)
+    copy.copy_(flag, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def asked() -> bool:
+        copied.synchronize()
+        return bool(copy)
+
+    return asked
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:

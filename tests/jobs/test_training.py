@@ -455,6 +455,44 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_tried_again(
     assert tries.read_text() == "x"
 
 
+@pytest.fixture
+def spoil(monkeypatch) -> Callable:
+    """Has the loss of some steps be NaN."""
+
+    def spoil(*steps: int) -> None:
+        class Spoiled(train_stage1.Stage1Learner):
+            def losses(self, module, batch, at):
+                found = super().losses(module, batch, at)
+                spoiled = {"loss": found["loss"] * math.nan} if at in steps else {}
+                return found | spoiled
+
+        monkeypatch.setattr(train_stage1, "Stage1Learner", Spoiled)
+
+    return spoil
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(
+    tmp_path, stage1_command, rank_here, spoil, caplog
+):
+    spoil(3, 4, 6, 7)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "out", "--log-every", 4)) == 0
+    told = [text for text in caplog.messages if "skipped" in text]
+    assert [text.split()[0] for text in told] == ["step=3", "step=4", "step=6", "step=7"]
+    lines = [line for line in metrics(tmp_path / "out") if line["split"] == "train"]
+    assert [line.get("skipped_updates", 0) for line in lines] == [1, 3, 0]
+    assert all(math.isfinite(value) for line in lines for value in list(line.values())[2:])
+    weights = Checkpoint.open(str(tmp_path / "out")).tensors()
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_three_in_a_row_end_it(tmp_path, stage1_command, rank_here, spoil, refused):
+    spoil(5, 6, 7)
+    with rank_here():
+        line = refused(*stage1_command(tmp_path / "out"))
+    assert "step 7: loss or gradient is not finite, the third time in a row" in line
+
+
 def test_ranks_take_equal_parts_of_a_batch(monkeypatch):
     order = Order(40, 12, seed=5)
     monkeypatch.setattr(training.ranks, "num_ranks", lambda: 3)

@@ -15,6 +15,7 @@ from model.optimizer import (
     optimizer_state,
     restore_optimizer,
     set_learning_rate,
+    update,
 )
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError
@@ -129,18 +130,45 @@ def test_what_is_frozen_is_not_trained(tiny):
     assert not any(name.startswith("ln_vision") for name in names)
 
 
+# An update
+
+
+def test_a_skipped_update_changes_nothing_and_the_next_one_is_as_if_it_had_not_been(tiny):
+    torch.manual_seed(0)
+    config = OptimizerConfig(learning_rate=1e-2)
+    one, other = Stage2(tiny(), 8), Stage2(tiny(), 8)
+    other.load_state_dict(one.state_dict())
+    first, second = make_optimizer(config, one), make_optimizer(config, other)
+    go_on, skip = torch.tensor(False), torch.tensor(True)
+    for number in (1, 2):
+        for module, optimizer in ((one, first), (other, second)):
+            gradients(module, optimizer, number)
+            update(optimizer, skip=go_on)
+        before = bits(one)
+        for weight in one.parameters():
+            weight.grad = torch.full_like(weight, math.nan)
+        update(first, skip=skip)
+        assert bits(one) == before == bits(other)
+    state, expected = optimizer_state(first, one), optimizer_state(second, other)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
 # Its state
 
 
-def step(module: torch.nn.Module, optimizer: torch.optim.AdamW, number: int) -> None:
-    """An update that is a function of its number and the weights; every third leaves one out."""
+def gradients(module: torch.nn.Module, optimizer: torch.optim.AdamW, number: int) -> None:
+    """A function of their number and the weights; every third leaves one weight out."""
     generator = torch.Generator().manual_seed(number)
     optimizer.zero_grad(set_to_none=True)
     for at, weight in enumerate(module.parameters()):
         if at or number % 3:
             noise = torch.randn(weight.shape, generator=generator)
             weight.grad = noise + 0.1 * weight.detach()
-    optimizer.step()
+
+
+def step(module: torch.nn.Module, optimizer: torch.optim.AdamW, number: int) -> None:
+    gradients(module, optimizer, number)
+    update(optimizer, skip=torch.tensor(False))
 
 
 def bits(module: torch.nn.Module) -> dict[str, bytes]:

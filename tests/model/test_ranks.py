@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from model.qformer import QFormerConfig
-from model.ranks import alone, gathered, mean_over_ranks, num_ranks, rank
+from model.ranks import alone, anywhere, gathered, later, mean_over_ranks, num_ranks, rank
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
 from model.text import CaptionTokenizer
 
@@ -99,6 +99,9 @@ def parts() -> dict[str, Tensor]:
         by_itself = torch.tensor([num_ranks(), rank(), *gathered(mine, gradient=False).tolist()])
     return {
         "ranks": gathered(torch.tensor([rank()]), gradient=False),
+        "anywhere": torch.stack(
+            [anywhere(torch.tensor(flag)) for flag in (rank() == 1, False, True)]
+        ),
         "flags": gathered(torch.tensor([rank() == 1, True]), gradient=False),
         "whole": whole.detach(),
         "gradients": gathered(mine.grad, gradient=False),
@@ -211,6 +214,7 @@ def test_a_rank_can_reckon_alone(worlds, one_rank, size):
 def test_values_come_in_the_order_of_ranks(worlds, size):
     found = worlds[size]["parts"]
     everyone = range(size)
+    assert found["anywhere"].tolist() == [True, False, True]
     assert found["ranks"].tolist() == list(everyone)
     assert found["flags"].tolist() == [flag for r in everyone for flag in (r == 1, True)]
     assert found["whole"].tolist() == [10.0 * r + i for r in everyone for i in (0, 1)]
@@ -224,6 +228,8 @@ def test_values_come_in_the_order_of_ranks(worlds, size):
 
 
 def test_with_one_process_nothing_is_exchanged():
+    assert [bool(anywhere(torch.tensor(flag))) for flag in (True, False)] == [True, False]
+    assert [later(torch.tensor(flag))() for flag in (True, False)] == [True, False]
     assert (num_ranks(), rank()) == (1, 0)
     values = torch.arange(3.0, requires_grad=True)
     assert gathered(values, gradient=True) is values

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from model.itg import to_write
 from model.packing import Texts
@@ -240,6 +241,23 @@ def test_dropout_acts_in_training_alone(scattered_stage1, batch):
     torch.manual_seed(0)
     first, second = (dropping.train()(batch, PAPER, 1.0, numbers(6))["loss"] for _ in range(2))
     assert len({first.item(), second.item(), expected.item()}) == 3
+
+
+def test_no_step_waits_for_what_the_device_finds(stage1, batch):
+    """Tensors of a GPU that is not there have no values: whoever asks for one fails."""
+    drawn = numbers(6)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with torch.device("cuda"):
+            there = Stage1(stage1.config, stage1.tokenizer)
+        texts, written = (
+            Texts(*map(mode.from_tensor, vars(t).values())) for t in (batch.texts, batch.to_write)
+        )
+        rest = (mode.from_tensor(t) for t in (batch.targets, batch.picture, batch.caption))
+        fake = Stage1Batch(mode.from_tensor(batch.tokens), texts, written, *rest).to("cuda")
+        found = there(fake, PAPER, 0.5, mode.from_tensor(drawn))
+        assert all(value.is_cuda for value in found.values())
+        with pytest.raises(DataDependentOutputException):
+            found["loss"].item()
 
 
 # Batches in which there is nobody else
