@@ -1,11 +1,28 @@
 """Captions out of stage 1's caption head: greedy, or by nucleus sampling."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.stage1 import Stage1
 from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How captions are written."""
+
+    method: Literal["beam", "nucleus", "greedy"] = "beam"
+    num_beams: int = 3
+    top_p: float = 0.9
+    min_tokens: int = 10
+    max_tokens: int = 30
+    repetition_penalty: float = 1.0
+    num_captions: int = 1
+    seed: int = 0
 
 
 @torch.inference_mode()
