@@ -11,7 +11,7 @@ import tyro
 
 from jobs.progress import Progress
 from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.generation import write_captions
+from model.generation import GenerationConfig, write_captions
 from pipeline.errors import ConfigError
 from pipeline.pictures import PictureConfig, read_picture
 
@@ -93,14 +93,16 @@ class Caption:
     def _captioner(self, checkpoint: Checkpoint, device: str) -> Captioner:
         if checkpoint.stage == 1:
             stage1 = load_stage1(checkpoint, device)
-            generator = torch.Generator().manual_seed(self.seed)
-            return lambda tokens: write_captions(
-                stage1,
-                tokens,
+            config = GenerationConfig(
+                method="greedy" if self.top_p is None else "nucleus",
+                top_p=self.top_p or 1.0,
+                min_tokens=0,
                 max_tokens=self.max_tokens,
-                top_p=self.top_p,
-                generator=generator,
             )
+            generator = torch.Generator().manual_seed(self.seed)
+            return lambda tokens: [
+                captions[0].text for captions in write_captions(stage1, tokens, config, generator)
+            ]
         if self.top_p is not None:
             raise ConfigError("top_p: is for stage 1; stage 2 takes the most probable token")
         stage2, language = load_stage2(checkpoint, device)

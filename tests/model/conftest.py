@@ -92,7 +92,7 @@ def scattered_stage1(tiny, tokenizer):
 @pytest.fixture(scope="session")
 def checked():
     """The modules under test once more, with the shapes of every call checked."""
-    names = ["qformer", "objectives", "ranks", "stage1"]
+    names = ["qformer", "objectives", "ranks", "stage1", "beams", "generation"]
     plain = {name: importlib.import_module(f"model.{name}") for name in names}
     for name in names:
         del sys.modules[f"model.{name}"]
