@@ -9,7 +9,8 @@
     start       what stage 1 starts from: a BERT, or a size
     language    frozen decoder-only language models by name
     stage2      the projection into a language model
-    generation  captions out of stage 1's caption head
+    generation  captions out of stage 1's caption head, by draws, greedily or by beam search
+    beams       beam search, whoever gives the scores
     ridge       the control: a linear map from pooled tokens to frozen text embeddings
     optimizer   AdamW's groups, the learning rate of a step
     ranks       tensors across the processes that train together

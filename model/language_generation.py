@@ -1,5 +1,6 @@
 """What a language model says of pictures after a prompt: captions and answers of stage 2."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ import transformers
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from model.generation import GenerationConfig
+from model.generation import GenerationConfig, draw_nucleus
 from model.language import LanguageModel
 from model.language_text import check_positions, prompt_ids
 from model.stage2 import Stage2
@@ -88,10 +89,8 @@ def _settings(language: LanguageModel, config: GenerationConfig) -> transformers
 class _Nucleus(transformers.LogitsProcessor):
     """Draws the next token of each text, and leaves no other to choose.
 
-    The nucleus is the fewest tokens that hold a share of the probability.
-
     Args:
-        top_p: that share.
+        top_p: see `draw_nucleus`.
         uniform: numbers in [0, 1), one for each token of each text.
     """
 
@@ -102,12 +101,8 @@ class _Nucleus(transformers.LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "N S"], scores: Float[Tensor, "N V"]
     ) -> Float[Tensor, "N V"]:
-        shares, order = scores.double().softmax(dim=1).sort(dim=1, descending=True)
-        upto = shares.cumsum(dim=1)
-        size = (upto - shares < self._top_p).sum(dim=1, keepdim=True)
-        drawn = next(self._uniform)[:, None] * upto.gather(1, size - 1)
-        place = (upto <= drawn).sum(dim=1, keepdim=True).minimum(size - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, order.gather(1, place), 0.0)
+        chosen = draw_nucleus(scores, next(self._uniform), self._top_p)
+        return torch.full_like(scores, -math.inf).scatter(1, chosen[:, None], 0.0)
 
 
 def _text(language: LanguageModel, ids: list[int]) -> str:

@@ -178,7 +178,7 @@ def scattered_stage2(tiny) -> Stage2:
 @pytest.fixture(scope="session")
 def checked():
     """The modules under test once more, with the shapes of every call checked."""
-    names = ["qformer", "objectives", "ranks", "stage1"]
+    names = ["qformer", "objectives", "ranks", "stage1", "beams", "generation"]
     plain = {name: importlib.import_module(f"model.{name}") for name in names}
     for name in names:
         del sys.modules[f"model.{name}"]
