@@ -96,12 +96,12 @@ def language_batch(
     """
     room = caption_room(language, prompt, max_tokens)
     first = _first(language, prompt)
-    space = " " if prompt and not prompt.endswith(" ") else ""
+    space = " " if prompt.strip() else ""
     captions = [_words(language, space + text) for text in texts]
     rows = [(its[:room], language.end if len(its) <= room else IGNORED) for its in captions]
     if language.is_encoder_decoder:
         _, after = _around(language)
-        least = 0 if prompt else 1  # a prompt is the first words already
+        least = 0 if space else 1  # a prompt is the first words already
         splits = [_split(len(its), least, u) for (its, _), u in zip(rows, split_draw, strict=True)]
         both = list(zip(rows, splits, strict=True))
         read = [[*first, *its[:at], *after] for (its, _), at in both]
@@ -115,9 +115,9 @@ def language_batch(
 
 
 def _first(language: LanguageModel, prompt: str) -> list[int]:
-    """What stands before any caption."""
+    """What stands before any caption; the space after the prompt belongs to the next word."""
     before, _ = _around(language)
-    return [*before, *_words(language, prompt)]
+    return [*before, *_words(language, prompt.rstrip())]
 
 
 def _split(num_words: int, least: int, uniform: float) -> int:
