@@ -86,20 +86,10 @@ class TrainStage2:
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
-            language = load_language_model(self.language.language_model)
-            # These raise where there is no room, before any rank is started.
-            longest = self.language.max_language_tokens
-            caption_room(language, self.language.prompt, longest)
-            num_queries = stage1.config["num_queries"]
-            check_positions(language, num_queries, longest, "max_language_tokens")
             frozen = {
                 "encoder": features.manifest.lineage.frozen["encoder"],
                 "stage1": {"digest": stage1.digest},
-                "language_model": {
-                    "name": self.language.language_model,
-                    "weights_digest": weights_digest(language.model),
-                    "width": language.width,
-                },
+                "language_model": self._language_model(stage1),
             }
             config = asdict(self.language) | asdict(self.optimizer) | place.lasting(self.loop)
             parents = (features.as_parent, captions.as_parent)
@@ -113,6 +103,22 @@ class TrainStage2:
                 tokenizer=lambda: stage1.read("tokenizer").decode(),
             )
             return train(training, self, self.ranks, place)
+
+    def _language_model(self, stage1: Checkpoint) -> dict[str, Any]:
+        """What the lineage says of the language model, which is let go before the ranks load it.
+
+        Raises:
+            ConfigError: it cannot be had, or has no room for the captions.
+        """
+        language = load_language_model(self.language.language_model)
+        longest = self.language.max_language_tokens
+        caption_room(language, self.language.prompt, longest)
+        check_positions(language, stage1.config["num_queries"], longest, "max_language_tokens")
+        return {
+            "name": self.language.language_model,
+            "weights_digest": weights_digest(language.model),
+            "width": language.width,
+        }
 
 
 _AT_ONCE = 16
