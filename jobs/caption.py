@@ -1,71 +1,45 @@
 """`viaduct caption`: captions of pictures, by the caption head of stage 1 or the language model."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import tyro
 
-from jobs.progress import Progress
-from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.generation import write_captions
+from jobs.subjects import SubjectsConfig, open_subjects
+from jobs.texts import OutputConfig, Writer, tell, write_of
+from model.checkpoint import Checkpoint, load_stage1, load_stage2
+from model.generation import GenerationConfig, write_captions
+from model.language import LanguageModel
+from model.language_generation import write_texts
+from model.language_text import CAPTION_PROMPT
 from pipeline.errors import ConfigError
-from pipeline.pictures import PictureConfig, read_picture
-
-Captioner = Callable[[torch.Tensor], list[str]]
-"""Image tokens [B, P, C] to a caption each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
     """Write captions of pictures with a checkpoint of either stage.
 
-    Stage 1 writes with its own caption head, stage 2 with its language model. The vision encoder is
-    the one that the checkpoint was trained on.
+    Stage 1 writes with its own caption head, stage 2 with its language model. Pictures are files,
+    or rows of features; the vision encoder is the one that the checkpoint was trained on.
     """
 
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """Picture files."""
+    """Picture files; none where --features is given."""
 
     checkpoint: str
     """Training folder or checkpoint, of stage 1 or 2."""
 
-    top_p: float | None = None
-    """Draw from the smallest set of tokens that holds this share of the probability (nucleus
-    sampling; 0.9 is usual); by default the most probable token is taken each time. Stage 1 only."""
+    prompt: str | None = None
+    """What the captions of stage 2 go on from; by default what its language model was trained with,
+    and "a photo of" for an encoder-decoder that was trained without."""
 
-    seed: int = 0
-    """Of the draws."""
-
-    max_tokens: int = 30
-    """Longest caption, in tokens."""
-
-    batch_size: int = 16
-    """Pictures at once."""
-
-    weights: str | None = None
-    """Weights of the vision encoder, where they came from a file."""
-
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to compute; `auto` takes a GPU where there is one."""
-
-    json: bool = False
-    """Print one JSON object instead of a line a picture."""
-
-    out: str | None = None
-    """File to write the same JSON object to."""
+    subjects: SubjectsConfig = field(default_factory=SubjectsConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        if not self.pictures:
-            raise ConfigError("pictures: name at least one file")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: {self.top_p} is not in (0, 1]")
-        for name in ("max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        self.subjects.check_files(self.pictures)
 
     def run(self) -> None:
         """Print the captions, and write them where asked to.
@@ -74,55 +48,32 @@ class Caption:
             ConfigError: a picture cannot be read, or the checkpoint does not fit what is here.
         """
         checkpoint = Checkpoint.open(self.checkpoint)
-        opened = [read_picture(file, PictureConfig()) for file in self.pictures]
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        encoder = load_encoder_of(checkpoint, self.weights).to(device)
-        transform = encoder.transform()
-        captioner = self._captioner(checkpoint, device)
-        progress = Progress("caption", len(opened), 0, "pictures")
-        captions: list[str] = []
-        for start in range(0, len(opened), self.batch_size):
-            some = opened[start : start + self.batch_size]
-            captions += captioner(encoder(torch.stack([transform(p) for p in some]).to(device)))
-            progress.advance(len(some))
-        progress.close()
-        self._tell(checkpoint, captions)
+        if checkpoint.stage == 1 and self.prompt is not None:
+            raise ConfigError("prompt: is for stage 2; stage 1's caption head takes none")
+        subjects = open_subjects(checkpoint, self.pictures, self.subjects)
+        writer = self._writer(checkpoint)
+        texts = write_of("caption", subjects, self.subjects.batch_size, writer)
+        about = {"checkpoint": checkpoint.digest, "stage": checkpoint.stage}
+        tell(self.output, about, "caption", subjects.names, texts)
 
-    def _captioner(self, checkpoint: Checkpoint, device: str) -> Captioner:
+    def _writer(self, checkpoint: Checkpoint) -> Writer:
+        config, device = self.generation, self.subjects.torch_device
+        generator = torch.Generator().manual_seed(config.seed)  # one, whatever the batches
         if checkpoint.stage == 1:
             stage1 = load_stage1(checkpoint, device)
-            generator = torch.Generator().manual_seed(self.seed)
-            return lambda tokens: write_captions(
-                stage1,
-                tokens,
-                max_tokens=self.max_tokens,
-                top_p=self.top_p,
-                generator=generator,
-            )
-        if self.top_p is not None:
-            raise ConfigError("top_p: is for stage 1; stage 2 takes the most probable token")
+            return lambda tokens: [
+                [caption.text for caption in its]
+                for its in write_captions(stage1, tokens, config, generator)
+            ]
         stage2, language = load_stage2(checkpoint, device)
-        prompt = checkpoint.config["language_model"]["prompt"]
-        return lambda tokens: stage2.caption(
-            tokens, language, prompt=prompt, max_new_tokens=self.max_tokens
-        )
+        prompt = _trained_prompt(checkpoint, language) if self.prompt is None else self.prompt
+        return lambda tokens: write_texts(stage2, language, tokens, prompt, config, generator)
 
-    def _tell(self, checkpoint: Checkpoint, captions: list[str]) -> None:
-        both = list(zip(self.pictures, captions, strict=True))
-        result: dict[str, Any] = {
-            "checkpoint": checkpoint.digest,
-            "stage": checkpoint.stage,
-            "captions": [{"picture": file, "caption": text} for file, text in both],
-        }
-        if self.out is not None:
-            try:
-                Path(self.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"out: {self.out}: {error.strerror}") from error
-        if self.json:
-            print(json.dumps(result))
-            return
-        for file, text in both:
-            print(f"{file}\t{text}")
+
+def _trained_prompt(checkpoint: Checkpoint, language: LanguageModel) -> str:
+    """What captions of stage 2 went on from while it trained.
+
+    The encoder of an encoder-decoder has always read the beginning of a caption then.
+    """
+    prompt = str(checkpoint.config["language_model"]["prompt"])
+    return CAPTION_PROMPT if language.is_encoder_decoder and not prompt else prompt

@@ -25,13 +25,14 @@ COMMANDS = {
     "evaluate": ("Evaluate", "recall and ITM accuracy on held-out pairs, beside controls"),
     "search": ("Search", "pictures by words or by picture"),
     "caption": ("Caption", "captions of pictures, by a checkpoint of either stage"),
+    "answer": ("Answer", "answers to a question about pictures, by a checkpoint of stage 2"),
     "report": ("Report", "one HTML page of all that a run made"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
 
-_MAKES_NOTHING = ("evaluate", "search", "caption", "report", "inspect", "demo")
+_MAKES_NOTHING = ("evaluate", "search", "caption", "answer", "report", "inspect", "demo")
 """Commands that have nothing to go on with."""
 
 WRONG_INPUT, SET_ASIDE, STOPPED = 2, 3, 130

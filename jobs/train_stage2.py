@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +14,10 @@ from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, pre
 from model.checkpoint import Checkpoint, check_features
 from model.encoders import weights_digest
 from model.language import load_language_model
+from model.language_text import caption_room, check_positions, language_batch
 from model.optimizer import OptimizerConfig
 from model.qformer import QFormerConfig
-from model.stage2 import Stage2, Stage2Batch, caption_room, language_batch, take_over
+from model.stage2 import Stage2, Stage2Batch, take_over
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
@@ -29,7 +31,8 @@ class LanguageConfig:
     """The frozen language model and what it reads."""
 
     language_model: str = "hf:facebook/opt-2.7b"
-    """Decoder-only model: `hf:NAME_OR_FOLDER`, or `offline:smollm2`, which comes with pip."""
+    """`hf:NAME_OR_FOLDER` of a decoder-only model (OPT, Llama-like) or an encoder-decoder (T5), or
+    `offline:smollm2`, which comes with pip."""
 
     prompt: str = ""
     """Text between picture and caption, not learned; "a photo of" for models trained with it."""
@@ -83,17 +86,10 @@ class TrainStage2:
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
-            language = load_language_model(self.language.language_model)
-            # Raises where there is none, before any rank is started.
-            caption_room(language, self.language.prompt, self.language.max_language_tokens)
             frozen = {
                 "encoder": features.manifest.lineage.frozen["encoder"],
                 "stage1": {"digest": stage1.digest},
-                "language_model": {
-                    "name": self.language.language_model,
-                    "weights_digest": weights_digest(language.model),
-                    "width": language.width,
-                },
+                "language_model": self._language_model(stage1),
             }
             config = asdict(self.language) | asdict(self.optimizer) | place.lasting(self.loop)
             parents = (features.as_parent, captions.as_parent)
@@ -107,6 +103,22 @@ class TrainStage2:
                 tokenizer=lambda: stage1.read("tokenizer").decode(),
             )
             return train(training, self, self.ranks, place)
+
+    def _language_model(self, stage1: Checkpoint) -> dict[str, Any]:
+        """What the lineage says of the language model, which is let go before the ranks load it.
+
+        Raises:
+            ConfigError: it cannot be had, or has no room for the captions.
+        """
+        language = load_language_model(self.language.language_model)
+        longest = self.language.max_language_tokens
+        caption_room(language, self.language.prompt, longest)
+        check_positions(language, stage1.config["num_queries"], longest, "max_language_tokens")
+        return {
+            "name": self.language.language_model,
+            "weights_digest": weights_digest(language.model),
+            "width": language.width,
+        }
 
 
 _AT_ONCE = 16
@@ -129,9 +141,7 @@ class Stage2Learner:
         self._pairs = Pairs(features, captions, "train")
         self._held_out = held_out(features, captions)
         self._order = Order(len(self._pairs), job.loop.batch_size, job.loop.seed)
-        self._language = load_language_model(job.language.language_model)
-        half = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._language.model.to(device, half)
+        self._language = load_language_model(job.language.language_model).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.loop.seed)
             self.module = Stage2(QFormerConfig(**stage1.config), self._language.width)
@@ -147,7 +157,7 @@ class Stage2Learner:
     def batch(self, step: int) -> Stage2Batch:
         """This rank's part of the global batch."""
         pictures, draw = mine(self._order.batch(step)), mine(self._order.caption_draw(step))
-        return self._encoded(self._pairs.batch(pictures, draw))
+        return self._encoded(self._pairs.batch(pictures, draw), mine(self._order.split_draw(step)))
 
     def losses(self, module: nn.Module, batch: Stage2Batch, step: int) -> dict[str, Tensor]:
         """The language model's loss."""
@@ -163,17 +173,19 @@ class Stage2Learner:
         num = min(len(self._held_out), self._job.loop.validation_pictures)
         loss = 0.0
         for part in held_out_batches(num, _AT_ONCE):
-            batch = self._encoded(self._held_out.batch(part.pictures, part.caption_draw))
+            pairs = self._held_out.batch(part.pictures, part.caption_draw)
+            batch = self._encoded(pairs, part.split_draw)
             part_loss = self.module(batch.to(self._device), self._language)["loss"]
             loss += part_loss.item() * len(part.pictures) / num
         return {"loss": loss, "perplexity": math.exp(loss)}
 
-    def _encoded(self, batch: Batch) -> Stage2Batch:
+    def _encoded(self, batch: Batch, split_draw: np.ndarray) -> Stage2Batch:
         config = self._job.language
         ids, present, targets = language_batch(
             self._language,
             batch.texts,
             prompt=config.prompt,
             max_tokens=config.max_language_tokens,
+            split_draw=split_draw.tolist(),
         )
         return Stage2Batch(batch.tokens, ids, present, targets)

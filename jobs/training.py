@@ -279,7 +279,7 @@ def _fit(training: Training, config: RanksConfig, place: Place) -> int:
 
 def _fit_once(training: Training, place: Place) -> None:
     """One run of Ray Train; raises ViaductError, or what a rank raised of it."""
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # What made the tokenizer holds all captions; ranks read it from the folder.
@@ -295,7 +295,12 @@ def _fit_once(training: Training, place: Place) -> None:
                 use_gpu=place.cuda,
                 resources_per_worker={"GPU": 1} if place.cuda else {"CPU": place.threads},
             ),
-            run_config=RunConfig(name="train", storage_path=scratch),
+            run_config=RunConfig(
+                name="train",
+                storage_path=scratch,
+                # It would print the traceback of every fault, of those too that are one line.
+                logging_config=LoggingConfig(log_level="CRITICAL"),
+            ),
         )
         try:
             trainer.fit()
@@ -331,7 +336,13 @@ def _run_rank(config: dict[str, Any]) -> None:
         # Without it the gradient of an index is summed in the order in which threads come.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _Rank(config["training"], get_device()).run()
+    try:
+        _Rank(config["training"], get_device()).run()
+    except ViaductError:
+        raise  # one line, told where the command was called
+    except Exception:
+        logger.exception("rank=%d failed", ranks.rank())
+        raise
 
 
 def _keep_memory() -> None:

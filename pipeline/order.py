@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 
-_ORDER, _CAPTION, _NEGATIVES, _DROPOUT = range(4)
+_ORDER, _CAPTION, _NEGATIVES, _DROPOUT, _SPLIT = range(5)
 """What a generator is for; part of its seed, so that no two share their numbers."""
 
 
@@ -54,6 +54,10 @@ class Order:
         """float64[2, batch_size] in [0, 1): ITM's negative picture and caption of each pair."""
         return np.random.default_rng((self.seed, _NEGATIVES, step)).random((2, self.batch_size))
 
+    def split_draw(self, step: int) -> np.ndarray:
+        """float64[batch_size] in [0, 1): where the caption of each picture is split in two."""
+        return np.random.default_rng((self.seed, _SPLIT, step)).random(self.batch_size)
+
 
 @dataclass(frozen=True)
 class HeldOutBatch:
@@ -65,6 +69,8 @@ class HeldOutBatch:
     """float64[B] in [0, 1)"""
     negative_draw: np.ndarray
     """float64[2, B] in [0, 1)"""
+    split_draw: np.ndarray
+    """float64[B] in [0, 1)"""
 
 
 def held_out_batches(num_pictures: int, at_most: int) -> Iterator[HeldOutBatch]:
@@ -75,7 +81,10 @@ def held_out_batches(num_pictures: int, at_most: int) -> Iterator[HeldOutBatch]:
         at_most: pictures in a batch.
     """
     draws = np.random.default_rng((num_pictures, at_most))
+    splits = np.random.default_rng((num_pictures, at_most, _SPLIT))
     shuffled = draws.permutation(num_pictures)
     for pictures in np.array_split(shuffled, -(-num_pictures // at_most)):
         size = len(pictures)
-        yield HeldOutBatch(pictures, draws.random(size), draws.random((2, size)))
+        yield HeldOutBatch(
+            pictures, draws.random(size), draws.random((2, size)), splits.random(size)
+        )

@@ -198,7 +198,8 @@ class Demo:
         pictures = sorted(f"{_LOOK}/{file.name}" for file in (shell.home / _LOOK).glob("*.jpg"))
         shell("search", "index", *SEARCHES, image=pictures[0], k=5, save="searches")
         for stage in ("stage1", "stage2"):
-            shell("caption", *pictures, checkpoint=stage, out=f"captions-{stage}.json")
+            told = f"captions-{stage}.json"
+            shell("caption", *pictures, checkpoint=stage, out=told, min_tokens=2)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -16,9 +17,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from jobs.cli import main
+from pipeline.lineage import canonical_digest
 
 NUM_PICTURES = 72
 VIT = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
@@ -94,20 +98,90 @@ def stage1_command(data, bert_folder) -> Callable[..., list[object]]:
     return command
 
 
+def save_number_tokenizer(folder: Path, template: str) -> int:
+    """A byte-level tokenizer that knows the captions; `</s>` is 0, `<pad>` 1. Its size."""
+    learner = ByteLevelBPETokenizer()
+    texts = [f"picture number {number} picture of {number}" for number in range(NUM_PICTURES)]
+    special = ["</s>", "<pad>"]
+    learner.train_from_iterator(texts, vocab_size=300, special_tokens=special, show_progress=False)
+    backend = learner._tokenizer
+    backend.post_processor = TemplateProcessing(single=template, special_tokens=[("</s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
 @pytest.fixture(scope="session")
 def language_folder(tmp_path_factory) -> Path:
     """A Llama of two layers, 16 wide, with a byte-level tokenizer, as a hub has it."""
     folder = tmp_path_factory.mktemp("language") / "llama"
-    learner = ByteLevelBPETokenizer()
-    texts = [f"picture number {number} picture of {number}" for number in range(NUM_PICTURES)]
-    learner.train_from_iterator(texts, vocab_size=300, special_tokens=["</s>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token="</s>")
+    size = {"vocab_size": save_number_tokenizer(folder, "$A"), "hidden_size": 16}
+    size |= {"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    size |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**size)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory) -> Path:
+    """A T5 of two layers, 16 wide, whose tokenizer ends each text, as a hub has it."""
+    folder = tmp_path_factory.mktemp("language") / "t5"
+    size = {"vocab_size": save_number_tokenizer(folder, "$A </s>"), "d_model": 16, "d_kv": 8}
+    size |= {"d_ff": 24, "num_layers": 2, "num_heads": 2}
+    size |= {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1}
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(**size)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage2_command(data, unbroken, language_folder) -> Callable[..., list[object]]:
+    """The command of a short training of stage 2: `stage2_command(out, *options)`."""
+
+    def command(out: Path, *options: object) -> list[object]:
+        where = ("--features", data / "features", "--captions", data / "pairs", "--out", out)
+        return [
+            *("train-stage2", "--checkpoint", unbroken, *where),
+            *("--language-model", f"hf:{language_folder}", "--max-language-tokens", 24),
+            *("--steps", 8, "--batch-size", 8, "--warmup-steps", 2, "--learning-rate", 5e-3),
+            *("--log-every", 1, "--validate-every", 4, "--checkpoint-every", 4),
+            *("--threads", 1, "--device", "cpu", *options),
+        ]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def stage2(tmp_path_factory, stage2_command, rank_here) -> Path:
+    """The folder of a short training of stage 2, with a prompt; not to be changed."""
+    out = tmp_path_factory.mktemp("stage2") / "stage2"
+    with rank_here():
+        run(*stage2_command(out, "--prompt", "picture"))
+    return out
+
+
+@pytest.fixture
+def rename_encoder() -> Callable[[Path], None]:
+    """Has a dataset of features say that another encoder made it."""
+
+    def rename(home: Path) -> None:
+        """Have a dataset of features say that another encoder made it."""
+        file = home / "dataset.json"
+        manifest = json.loads(file.read_text())
+        manifest["lineage"]["frozen"]["encoder"]["name"] = "timm:other"
+        content = {name: v for name, v in manifest.items() if name not in ("format", "digest")}
+        for shard in content["shards"]:
+            for entry in (shard, *shard["attachments"].values()):
+                entry.pop("file")
+        digest = canonical_digest(content)
+        manifest = json.loads(file.read_text())
+        manifest["lineage"]["frozen"]["encoder"]["name"] = "timm:other"
+        file.write_text(json.dumps(manifest | {"digest": digest}))
+
+    return rename
 
 
 # Ranks

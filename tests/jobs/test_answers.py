@@ -1,4 +1,4 @@
-"""From a trained checkpoint to answers: embed, index, search, evaluate, caption.
+"""From a trained checkpoint to answers: embed, index, search, evaluate.
 
 The checkpoint was trained on features of a timm ViT with random weights (`data`, `unbroken`).
 """
@@ -15,11 +15,10 @@ import torch
 
 from jobs.cli import main
 from jobs.embed import embed_shard_pictures, embed_shard_texts
-from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.generation import write_captions
+from model.checkpoint import Checkpoint, load_stage1
 from pipeline.accounting import Account
 from pipeline.captions import kept_texts
-from pipeline.dataset import Dataset, check_side_by_side, decode_row
+from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
 from pipeline.embeddings import first_rows, read_embeddings, split_rows
 from pipeline.features import tokens_column
@@ -58,20 +57,6 @@ def other(tmp_path_factory, stage1_command, rank_here) -> Path:
     out = tmp_path_factory.mktemp("other") / "stage1"
     with rank_here():
         run(*stage1_command(out, "--seed", 1, "--steps", 2))
-    return out
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory, data, unbroken, language_folder, rank_here) -> Path:
-    out = tmp_path_factory.mktemp("stage2") / "stage2"
-    with rank_here():
-        run(
-            *("train-stage2", "--checkpoint", unbroken, "--out", out),
-            *("--features", data / "features", "--captions", data / "pairs"),
-            *("--language-model", f"hf:{language_folder}", "--prompt", "picture"),
-            *("--steps", 2, "--batch-size", 8, "--log-every", 1, "--validate-every", 2),
-            *("--checkpoint-every", 2, "--threads", 1, "--device", "cpu"),
-        )
     return out
 
 
@@ -317,88 +302,3 @@ def test_a_checkpoint_of_stage_2_evaluates_and_embeds_nothing(
     assert "is of stage 2; stage 1 is needed" in refused(*evaluation(embeddings, data, stage2))
     command = ("embed", "--checkpoint", stage2, "--out", tmp_path, "--features", data / "features")
     assert "is of stage 2; stage 1 is needed" in refused(*command)
-
-
-# Caption
-
-
-@pytest.fixture(scope="module")
-def pictures(data) -> list[Path]:
-    return [data / "source" / "images" / f"{number:04d}.png" for number in (1, 2, 3, 4, 5)]
-
-
-def captions_of(capsys, *command: object) -> dict:
-    capsys.readouterr()
-    run("caption", *command, "--json")
-    return json.loads(capsys.readouterr().out)
-
-
-def tokens_of(checkpoint: Path, data: Path, pictures: list[Path]) -> torch.Tensor:
-    """Image tokens of source pictures, as `features` would have made them, but in float32."""
-    encoder = load_encoder_of(Checkpoint.open(str(checkpoint)))
-    by_url = {
-        row["url"]: (shard, number)
-        for shard in Dataset.open(str(data / "raw")).shards()
-        for number, row in enumerate(shard.table.select(["url"]).to_pylist())
-    }
-    shown = [decode_row(*by_url[f"images/{picture.name}"]) for picture in pictures]
-    return encoder(torch.stack([encoder.transform()(picture) for picture in shown]))
-
-
-def test_stage_1_writes_captions_with_its_own_head(unbroken, data, pictures, stage1, capsys):
-    told = captions_of(capsys, "--checkpoint", unbroken, *pictures, "--batch-size", 2)
-    assert told["checkpoint"] == Checkpoint.open(str(unbroken)).digest
-    assert told["stage"] == 1
-    assert [one["picture"] for one in told["captions"]] == [str(path) for path in pictures]
-    expected = write_captions(stage1, tokens_of(unbroken, data, pictures))
-    assert [one["caption"] for one in told["captions"]] == expected
-    whole = captions_of(capsys, "--checkpoint", unbroken, *pictures)
-    assert whole["captions"] == told["captions"]
-
-
-def test_stage_1_samples_captions_by_its_seed(unbroken, pictures, capsys):
-    command = ("--checkpoint", unbroken, *pictures, "--top-p", 0.95, "--max-tokens", 8)
-    first, again = (captions_of(capsys, *command) for _ in range(2))
-    assert first == again
-    assert captions_of(capsys, *command, "--seed", 1)["captions"] != first["captions"]
-
-
-def test_stage_2_writes_captions_with_its_language_model(stage2, data, pictures, capsys, tmp_path):
-    out = tmp_path / "captions.json"
-    told = captions_of(
-        *(capsys, "--checkpoint", stage2, *pictures),
-        *("--max-tokens", 6, "--batch-size", 2, "--out", out),
-    )
-    assert json.loads(out.read_text()) == told
-    assert told["checkpoint"] == Checkpoint.open(str(stage2)).digest
-    assert told["stage"] == 2
-    model, language = load_stage2(Checkpoint.open(str(stage2)))
-    tokens = tokens_of(stage2, data, pictures)
-    expected = model.caption(tokens, language, prompt="picture", max_new_tokens=6)
-    assert [one["caption"] for one in told["captions"]] == expected
-
-
-def test_captions_are_printed_a_line_a_picture(unbroken, pictures, capsys):
-    told = captions_of(capsys, "--checkpoint", unbroken, *pictures)["captions"]
-    run("caption", "--checkpoint", unbroken, *pictures)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{one['picture']}\t{one['caption']}" for one in told]
-
-
-def test_captions_that_cannot_be_written_are_one_line(
-    unbroken, stage2, pictures, tmp_path, refused
-):
-    (tmp_path / "no.jpg").write_text("no picture")
-    wrong: dict[str, tuple[object, ...]] = {
-        "pictures: name at least one file": ("--checkpoint", unbroken),
-        "no.jpg": ("--checkpoint", unbroken, tmp_path / "no.jpg"),
-        "gone.jpg": ("--checkpoint", unbroken, tmp_path / "gone.jpg"),
-        "top_p: 0.0 is not in (0, 1]": ("--checkpoint", unbroken, pictures[0], "--top-p", 0.0),
-        "top_p: is for stage 1": ("--checkpoint", stage2, pictures[0], "--top-p", 0.9),
-        "max_tokens: 0 is not positive": ("--checkpoint", unbroken, *pictures, "--max-tokens", 0),
-        "max_tokens: 40": ("--checkpoint", unbroken, *pictures, "--max-tokens", 40),
-        f"{tmp_path}: no checkpoint": ("--checkpoint", tmp_path, pictures[0]),
-        f"out: {tmp_path}: ": ("--checkpoint", unbroken, pictures[0], "--out", tmp_path),
-    }
-    for message, command in wrong.items():
-        assert message in refused("caption", *command)

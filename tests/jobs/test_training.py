@@ -16,12 +16,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import train_stage1, training
+from jobs import cli, train_stage1, training
 from jobs.cli import main
+from jobs.train_stage2 import Stage2Learner
 from jobs.training import LoopConfig, Place
 from model.checkpoint import Checkpoint, load_stage1, load_stage2
 from model.encoders import weights_digest
+from model.language import load_language_model
+from model.language_text import language_batch
 from pipeline.dataset import Dataset
+from pipeline.loader import Pairs
 from pipeline.order import Order
 from pipeline.storage import Folder
 from pipeline.tombstones import add_tombstones
@@ -519,6 +523,7 @@ def test_what_a_rank_cannot_mend_is_told_at_once_in_one_line(
     assert ended.returncode == 2
     lines = [line for line in ended.stderr.splitlines() if line.startswith("viaduct")]
     assert lines == [f"viaduct train-stage1: {file}: damaged: its digest differs"]
+    assert "Traceback" not in ended.stdout + ended.stderr
     assert "start again" not in ended.stderr
 
 
@@ -539,29 +544,6 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here):
 
 
 # Stage 2
-
-
-@pytest.fixture(scope="module")
-def stage2_command(data, unbroken, language_folder) -> Callable:
-    def command(out: Path, *options: object) -> list[object]:
-        where = ("--features", data / "features", "--captions", data / "pairs", "--out", out)
-        return [
-            *("train-stage2", "--checkpoint", unbroken, *where),
-            *("--language-model", f"hf:{language_folder}", "--max-language-tokens", 24),
-            *("--steps", 8, "--batch-size", 8, "--warmup-steps", 2, "--learning-rate", 5e-3),
-            *("--log-every", 1, "--validate-every", 4, "--checkpoint-every", 4),
-            *("--threads", 1, "--device", "cpu", *options),
-        ]
-
-    return command
-
-
-@pytest.fixture(scope="module")
-def stage2(tmp_path_factory, stage2_command, rank_here) -> Path:
-    out = tmp_path_factory.mktemp("stage2") / "stage2"
-    with rank_here():
-        assert run(*stage2_command(out)) == 0
-    return out
 
 
 def test_stage_2_tells_its_loss_and_learns(stage2):
@@ -589,9 +571,11 @@ def test_stage_2_names_stage_1_and_the_language_model(stage2, unbroken, language
     assert not any("language" in name for name in checkpoint.tensors())
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
 def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
-    tmp_path, stage2_command, stage2, rank_here, monkeypatch, read_training
+    tmp_path, stage2_command, stage2, t5_folder, rank_here, monkeypatch, read_training, family
 ):
+    """Also where captions are split by chance, for T5."""
     from jobs import train_stage2
 
     class Stopped(train_stage2.Stage2Learner):
@@ -600,12 +584,41 @@ def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
                 raise KeyboardInterrupt
             return super().losses(module, batch, step)
 
+    t5 = ("--language-model", f"hf:{t5_folder}")
+    options = ("--prompt", "picture") if family == "llama" else t5
+    command = stage2_command(tmp_path / "out", *options)
     with rank_here():
         with monkeypatch.context() as patch:
             patch.setattr(train_stage2, "Stage2Learner", Stopped)
-            assert run(*stage2_command(tmp_path / "out")) == 130
-        assert run(*stage2_command(tmp_path / "out")) == 0
-    assert read_training(tmp_path / "out") == read_training(stage2)
+            assert run(*command) == 130
+        assert run(*command) == 0
+        whole = stage2
+        if family == "t5":
+            whole = tmp_path / "whole"
+            assert run(*stage2_command(whole, *options)) == 0
+    assert read_training(tmp_path / "out") == read_training(whole)
+
+
+def test_stage_2_splits_captions_by_seed_and_step(data, unbroken, stage2_command, t5_folder):
+    t5 = f"hf:{t5_folder}"
+    command = stage2_command(Path("nowhere"), "--language-model", t5, "--seed", 5)
+    job = cli._parse(str(command[0]), [str(word) for word in command[1:]])
+    features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    stage1 = Checkpoint.open(str(unbroken))
+    learner = Stage2Learner(job, stage1, features, captions, "", torch.device("cpu"))
+    pairs = Pairs(features, captions, "train")
+    order = Order(len(pairs), 8, seed=5)
+    for step in (3, 0):
+        expected = language_batch(
+            load_language_model(t5),
+            pairs.batch(order.batch(step), order.caption_draw(step)).texts,
+            prompt="",
+            max_tokens=24,
+            split_draw=order.split_draw(step).tolist(),
+        )
+        found = learner.batch(step)
+        for ours, theirs in zip((found.ids, found.present, found.targets), expected, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow
@@ -628,7 +641,8 @@ def test_two_ranks_train_stage_2(tmp_path, stage1_command, stage2_command, rank_
         (["--max-language-tokens", 3], "max_language_tokens: 3 is less than 4"),
         (["--checkpoint", "/nowhere"], "/nowhere: no such folder"),
         (["--batch-size", 100], "batch_size: 100, but there are"),
-        (["--prompt", "a " * 40], "max_language_tokens: 24"),
+        (["--prompt", "a " * 40], "max_language_tokens: 24 leaves no room"),
+        (["--max-language-tokens", 61], "max_language_tokens: 4 queries and 61 tokens of text are"),
     ],
 )
 def test_wrong_input_of_stage_2_is_one_line(
@@ -639,7 +653,7 @@ def test_wrong_input_of_stage_2_is_one_line(
 
 
 def test_stage_2_needs_a_checkpoint_of_stage_1_and_features_of_its_encoder(
-    tmp_path, data, stage2_command, stage2, no_ranks, refused
+    tmp_path, data, stage2_command, stage2, no_ranks, refused, rename_encoder
 ):
     line = refused(*stage2_command(tmp_path / "out", "--checkpoint", stage2))
     assert "is of stage 2; stage 1 is needed" in line
@@ -648,20 +662,3 @@ def test_stage_2_needs_a_checkpoint_of_stage_1_and_features_of_its_encoder(
     line = refused(*stage2_command(tmp_path / "out", "--features", tmp_path / "features"))
     assert f"{tmp_path}/features: has features of another encoder than" in line
     assert "name timm:other there, not timm:vit_tiny_patch16_224" in line
-
-
-def rename_encoder(home: Path) -> None:
-    """Have a dataset of features say that another encoder made it."""
-    from pipeline.lineage import canonical_digest
-
-    file = home / "dataset.json"
-    manifest = json.loads(file.read_text())
-    manifest["lineage"]["frozen"]["encoder"]["name"] = "timm:other"
-    content = {name: v for name, v in manifest.items() if name not in ("format", "digest")}
-    for shard in content["shards"]:
-        for entry in (shard, *shard["attachments"].values()):
-            entry.pop("file")
-    digest = canonical_digest(content)
-    manifest = json.loads(file.read_text())
-    manifest["lineage"]["frozen"]["encoder"]["name"] = "timm:other"
-    file.write_text(json.dumps(manifest | {"digest": digest}))

@@ -1,4 +1,4 @@
-"""What the tests of the Q-Former share: a small one, captions for it, and checked shapes."""
+"""What the tests of models share: a small Q-Former, small language models, captions for them."""
 
 import importlib
 import sys
@@ -7,10 +7,22 @@ from types import SimpleNamespace
 import jaxtyping
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from model.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
+from model.stage2 import Stage2
 from model.text import CaptionTokenizer
 
 CAPTIONS = [
@@ -90,9 +102,84 @@ def scattered_stage1(tiny, tokenizer):
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer():
+    """Makes a byte-level tokenizer, learned from the captions; `</s>` is 0, `<pad>` 1.
+
+    As OPT's it may begin each text with `</s>`, as T5's it may end each with it.
+    """
+
+    def make(template: str = "$A") -> PreTrainedTokenizerFast:
+        learner = ByteLevelBPETokenizer()
+        learner.train_from_iterator(
+            CAPTIONS, vocab_size=300, special_tokens=["</s>", "<pad>"], show_progress=False
+        )
+        backend = learner._tokenizer
+        backend.post_processor = TemplateProcessing(single=template, special_tokens=[("</s>", 0)])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token="</s>", bos_token="</s>", pad_token="<pad>"
+        )
+
+    return make
+
+
+LANGUAGE_WIDTH = 16
+"""L of the small language models."""
+
+
+@pytest.fixture(scope="session")
+def make_language():
+    """Makes a small language model with weights so large that every part matters, and dropout."""
+
+    def make(family: str, tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
+        size = {"vocab_size": len(tokenizer), "hidden_size": LANGUAGE_WIDTH}
+        size |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+        torch.manual_seed(0)
+        model: torch.nn.Module
+        if family == "llama":
+            model = LlamaForCausalLM(
+                LlamaConfig(**size, intermediate_size=24, num_key_value_heads=1)
+            )
+        elif family == "opt":  # its positions come from the mask
+            shape = {"ffn_dim": 24, "word_embed_proj_dim": LANGUAGE_WIDTH}
+            model = OPTForCausalLM(OPTConfig(**size, **shape, dropout=0.5))
+        else:
+            shape = {"d_model": LANGUAGE_WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2}
+            shape |= {"num_heads": 2, "pad_token_id": 1, "eos_token_id": 0}
+            config = T5Config(
+                vocab_size=len(tokenizer), decoder_start_token_id=1, dropout_rate=0.5, **shape
+            )
+            model = T5ForConditionalGeneration(config)
+        for name, weights in model.named_parameters():
+            is_scale = family == "t5" and "norm" in name  # or it says one word for ever
+            torch.nn.init.normal_(weights, 1.0 if is_scale else 0.0, 0.4)
+        return LanguageModel(f"hf:{family}", model.train(), tokenizer)
+
+    return make
+
+
+@pytest.fixture(params=["llama", "opt", "t5"])
+def language(request, make_language, byte_tokenizer) -> LanguageModel:
+    """Each of the families, with a tokenizer that ends its texts as the family's does."""
+    template = "$A </s>" if request.param == "t5" else "$A"
+    return make_language(request.param, byte_tokenizer(template))
+
+
+@pytest.fixture
+def scattered_stage2(tiny) -> Stage2:
+    """In eval mode, with weights so large that pictures matter."""
+    torch.manual_seed(1)
+    module = Stage2(tiny(), LANGUAGE_WIDTH)
+    for weights in module.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+    torch.nn.init.normal_(module.projection.weight, std=3.0)
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
 def checked():
     """The modules under test once more, with the shapes of every call checked."""
     names = ["packing", "masks", "layers", "itc", "itm", "itg", "qformer", "ranks", "stage1"]
+    names += ["beams", "generation"]
     plain = {name: importlib.import_module(f"model.{name}") for name in names}
     for name in names:
         del sys.modules[f"model.{name}"]

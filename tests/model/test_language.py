@@ -1,4 +1,4 @@
-"""Language models are frozen decoders with an end token; anything else is one clear line."""
+"""Language models are frozen, with a tokenizer that ends texts; anything else is one clear line."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from model import language as language_module
-from model.language import load_language_model
+from model.language import frozen_dtype, load_language_model
 from pipeline.errors import ConfigError
 
 WORDS = ["<unk>", "</s>", "a", "red", "boat"]
@@ -104,11 +104,69 @@ def test_damaged_weights_are_named(opt):
     assert f"language_model: hf:{opt} cannot be had" in told(opt)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path):
-    config = T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    save_tokenizer(tmp_path / "t5")
-    assert "t5 is encoder-decoder; a decoder is needed" in told(tmp_path / "t5")
+def save_t5(folder: Path, *, start: int | None = 0) -> Path:
+    size = {"vocab_size": 8, "d_model": 12, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**size, decoder_start_token_id=start)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_an_encoder_decoder_is_one(tmp_path, opt):
+    t5 = load_language_model(f"hf:{save_t5(tmp_path / 't5')}")
+    assert t5.is_encoder_decoder
+    assert not t5.model.training
+    assert (t5.width, t5.end, t5.max_positions) == (12, 1, None)
+    decoder = load_language_model(f"hf:{opt}")
+    assert not decoder.is_encoder_decoder
+    assert decoder.max_positions == 20
+
+
+def test_a_decoder_that_does_not_know_its_start_is_refused(tmp_path):
+    startless = save_t5(tmp_path / "t5", start=None)
+    assert "t5: its config has no decoder_start_token_id" in told(startless)
+
+
+def test_what_a_model_says_of_writing_is_left_aside(opt):
+    (opt / "generation_config.json").write_text(json.dumps({"temperature": 7.0, "do_sample": True}))
+    language = load_language_model(f"hf:{opt}")
+    assert not language.model.generation_config.do_sample
+    assert language.model.generation_config.temperature is None
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_the_type_on_a_gpu_is_one_it_computes_in_and_never_float16_for_t5(monkeypatch, name):
+    cuda = torch.device("cuda")
+    for native in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native
+        )
+        found = frozen_dtype(cuda, is_encoder_decoder=name == "t5")
+        assert found == (torch.bfloat16 if native or name == "t5" else torch.float16)
+    cpu = frozen_dtype(torch.device("cpu"), is_encoder_decoder=name == "t5")
+    assert cpu == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("save", [save_opt, save_t5])
+def test_scores_on_a_gpu_are_those_of_the_cpu(tmp_path, save):
+    language = load_language_model(f"hf:{save(tmp_path / 'model')}")
+    soft = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[2, 3, 4], [4, 2, 1]])
+    inputs = (soft, ids, torch.ones_like(ids, dtype=torch.bool), ids)
+    expected = language.scores(*inputs)
+    language.to("cuda")
+    assert {weights.dtype for weights in language.model.parameters()} <= {
+        torch.bfloat16,
+        *([] if language.is_encoder_decoder else [torch.float16]),
+    }
+    on_gpu = [value.cuda() for value in inputs]
+    plain = language.scores(*on_gpu).float().cpu()
+    with torch.autocast("cuda", torch.bfloat16):  # as the trainer has it
+        cast = language.scores(*on_gpu).float().cpu()
+    torch.testing.assert_close(plain, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(cast, expected, rtol=0.05, atol=0.05)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path):

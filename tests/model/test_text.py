@@ -89,6 +89,12 @@ def test_no_caption_can_write_a_special_token(small, name):
     assert torch.equal(again, ids)
 
 
+def test_no_written_caption_holds_a_special_token_but_its_end(small):
+    assert sorted(small.unwritten) == [0, 1, 2, 4, 12]
+    few = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "red": 4}
+    assert sorted(CaptionTokenizer(Tokenizer(WordLevel(few))).unwritten) == [0, 1, 3, 5]
+
+
 def test_dec_is_added_once(small):
     again = CaptionTokenizer.from_json(small.to_json())
     third = CaptionTokenizer.from_json(again.to_json())

@@ -39,7 +39,8 @@ def test_epochs_seeds_and_steps_have_other_orders():
 
 
 def draws(order: Order, step: int) -> list[np.ndarray]:
-    return [order.batch(step), order.caption_draw(step), order.negative_draw(step)]
+    others = [order.caption_draw(step), order.negative_draw(step), order.split_draw(step)]
+    return [order.batch(step), *others]
 
 
 def test_a_step_is_the_same_whatever_was_asked_for_before():
@@ -54,6 +55,7 @@ def test_draws_are_shares_that_differ_by_step_seed_and_purpose():
     order = Order(100, 50, seed=0)
     found = [order.caption_draw(0), order.caption_draw(1), *order.negative_draw(0)]
     found += [*order.negative_draw(1), Order(100, 50, seed=1).caption_draw(0)]
+    found += [order.split_draw(0), order.split_draw(1), Order(100, 50, seed=1).split_draw(0)]
     assert order.caption_draw(0).shape == (50,)
     assert order.negative_draw(0).shape == (2, 50)
     assert all((values >= 0).all() and (values < 1).all() for values in found)
@@ -79,7 +81,8 @@ def test_dropout_has_a_seed_of_its_own_for_every_seed_step_and_rank():
 
 
 def told(part: HeldOutBatch) -> list[list[float]]:
-    return [part.pictures.tolist(), part.caption_draw.tolist(), part.negative_draw.tolist()]
+    draws = (part.caption_draw, part.negative_draw, part.split_draw)
+    return [part.pictures.tolist(), *(draw.tolist() for draw in draws)]
 
 
 @pytest.mark.parametrize(("num_pictures", "at_most"), [(1, 4), (4, 4), (5, 4), (9, 4), (64, 16)])
@@ -91,6 +94,7 @@ def test_held_out_pictures_are_all_looked_at_once_in_even_batches(num_pictures, 
     assert max(sizes) - min(sizes) <= 1
     for part in parts:
         assert part.caption_draw.shape == (len(part.pictures),)
+        assert part.split_draw.shape == (len(part.pictures),)
         assert part.negative_draw.shape == (2, len(part.pictures))
         assert ((part.negative_draw >= 0) & (part.negative_draw < 1)).all()
 
