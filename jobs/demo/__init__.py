@@ -110,8 +110,8 @@ FULL = Scale(
     pages=9000,
     worlds=WORLDS,
     test_share=0.1,
-    stage1=_STAGE1 | {"steps": 1700, "itm-hardens-until": 1},
-    stage2=_STAGE2 | {"steps": 400},
+    stage1=_STAGE1 | {"steps": 1500, "itm-hardens-until": 1},
+    stage2=_STAGE2 | {"steps": 300},
     captioned=24,
 )
 """Within 45 minutes on two cores."""
