@@ -146,6 +146,8 @@ class Stage2Learner:
             torch.manual_seed(job.loop.seed)
             self.module = Stage2(QFormerConfig(**stage1.config), self._language.width)
         take_over(self.module, stage1.tensors())
+        if job.loop.compile:
+            self.module.qformer.compile_layers()
         self.config: dict[str, Any] = stage1.config | {
             "language_model": {
                 "name": job.language.language_model,

@@ -86,9 +86,13 @@ class LoopConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept, the last ones."""
 
+    compile: bool = False
+    """Compile the Q-Former's layers with torch.compile: the first steps take minutes, and the last
+    bits of losses are others. Needs a C++ compiler."""
+
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < (0 if name == "seed" else 1):
+            if value < (0 if name in ("seed", "compile") else 1):
                 raise ConfigError(f"{name}: {value} is too small")
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,8 @@ from pipeline.errors import ConfigError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAPER = ObjectivesConfig()
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -241,6 +244,25 @@ def test_dropout_acts_in_training_alone(scattered_stage1, batch):
     torch.manual_seed(0)
     first, second = (dropping.train()(batch, PAPER, 1.0, numbers(6))["loss"] for _ in range(2))
     assert len({first.item(), second.item(), expected.item()}) == 3
+
+
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])]
+)
+def test_compiled_layers_give_the_same_losses(scattered_stage1, batch, backend):
+    plain, compiled = scattered_stage1(num_layers=2), scattered_stage1(num_layers=2)
+    compiled.qformer.compile_layers(backend)
+    for pairs in ([0, 1, 2, 3, 4, 5], [5, 3, 1]):  # shapes change from step to step
+        some = part(plain, batch, pairs)
+        found = []
+        for stage1 in (plain, compiled):
+            stage1.zero_grad(set_to_none=True)
+            losses = stage1(some, PAPER, 1.0, numbers(len(pairs)))
+            losses["loss"].backward()
+            gradients = {name: p.grad for name, p in stage1.named_parameters()}
+            found.append((losses, gradients))
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_no_step_waits_for_what_the_device_finds(stage1, batch):
