@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+)
 
 from pipeline.errors import ConfigError, first_line
 
@@ -44,7 +49,8 @@ def load_language_model(name: str) -> LanguageModel:
     """Load a decoder-only language model on the CPU, in float32.
 
     Args:
-        name: `hf:NAME_OR_FOLDER`, or `offline:smollm2` (SmolLM2-135M-Instruct, comes with pip).
+        name: `hf:NAME_OR_FOLDER` (of a BLIP-2 its language model is taken), or `offline:smollm2`
+            (SmolLM2-135M-Instruct, comes with pip).
 
     Raises:
         ConfigError: there is none of that name, it cannot be had, it is no decoder-only model, or
@@ -60,10 +66,15 @@ def load_language_model(name: str) -> LanguageModel:
             f"language_model: {name!r} is neither hf:NAME_OR_FOLDER nor offline:smollm2"
         )
     try:
-        config = AutoConfig.from_pretrained(folder)
+        whole = AutoConfig.from_pretrained(folder)
+        config = whole.text_config if whole.model_type == "blip-2" else whole
         if config.is_encoder_decoder:
             raise ConfigError(f"language_model: {name} is encoder-decoder; a decoder is needed")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if whole.model_type == "blip-2":  # its language model, which lies in the same folder
+            blip2 = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            model = blip2.language_model
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"language_model: {name} cannot be had ({first_line(error)})") from error
