@@ -139,7 +139,10 @@ class Import:
         kept = Kept.read(file.parent) if file.name == lavis.FILE else None
         known = {"num_heads": self.num_heads} if self.num_heads else {}
         weights = _as_kept(lavis.from_lavis(theirs, known), kept)
-        tower = lavis.lavis_tower(theirs)
+        tower = None
+        if self.encoder is None and self.features is None:  # or another one is named
+            tower = lavis.lavis_tower(theirs)
+            weights.left_out.pop(lavis.VISION, None)
         return Source("lavis", file_digest(file), weights, kept, tower=tower)
 
     def _open_hugging_face(self) -> Source:
@@ -156,7 +159,8 @@ class Import:
         ):
             if names := [name for name in others if name.startswith(start)]:
                 weights.left_out[f"the frozen {why}, which stays where it is"] = names
-        place = str(folder.resolve()) if Path(self.path).expanduser().is_dir() else self.path
+        here = Path(self.path).expanduser()
+        place = str(here.resolve()) if here.is_dir() else self.path  # or a name on the hub
         weights = _as_kept(weights, kept)
         return Source("transformers", folder_digest(folder), weights, kept, folder=place)
 

@@ -48,6 +48,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.layer >= 0:
             raise ConfigError(f"layer: {self.layer} is not negative (it is counted from the end)")
+        folder = Path(self.encoder.removeprefix("hf:")).expanduser()
+        if self.encoder.startswith("hf:") and folder.is_dir():
+            # Workers and later commands may run elsewhere.
+            object.__setattr__(self, "encoder", f"hf:{folder.resolve()}")
 
 
 @dataclass(frozen=True)

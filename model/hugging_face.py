@@ -101,7 +101,9 @@ def from_hugging_face(
     its: Any = config.qformer_config
     vision: Any = config.vision_config
     known = {
+        "num_layers": its.num_hidden_layers,
         "num_heads": its.num_attention_heads,
+        "cross_attention_every": its.cross_attention_frequency,
         "dropout": its.hidden_dropout_prob,
         "layer_norm_eps": its.layer_norm_eps,
         "vision_norm_eps": vision.layer_norm_eps,

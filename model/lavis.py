@@ -25,6 +25,9 @@ ENCODER = "timm:eva_giant_patch14_clip_224.laion400m"
 FILE = "model.pth"
 """Of an exported checkpoint."""
 
+VISION = "the vision encoder"
+"""Why its tensors are none of the Q-Former's."""
+
 _TOWER = "visual_encoder."
 _HEAD_WIDTH = 88
 _POSITIONS = "Qformer.bert.embeddings.position_ids"
@@ -37,7 +40,7 @@ _TIED = {
 _ALWAYS = [
     (_POSITIONS, "counts from 0"),
     (_DECODER, "tied to the word embeddings and the bias"),
-    (_TOWER, "the vision encoder"),
+    (_TOWER, VISION),
     (r"(opt|t5)_model\.", "the frozen language model"),
 ]
 _TEXT = (
