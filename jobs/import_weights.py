@@ -1,5 +1,6 @@
 """`viaduct import`: weights of LAVIS or of transformers as a checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +47,15 @@ class Source:
     """Of transformers: path or name, where tower, tokenizer and language model lie too."""
     tower: tuple[VisionTower, dict[str, Any]] | None = None
     """Vision tower and transform within LAVIS's file."""
+
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        """The frozen models that a checkpoint belonged to when it was exported, if these are they:
+        the lineage's words; empty otherwise."""
+        kept = self.kept
+        if kept is None or (self.format != "lavis" and kept.frozen_digest is None):
+            return {}
+        return kept.lineage.frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +114,7 @@ class Import:
         lines = weights.told + _told(source)
         contents: dict[str, bytes] = {}
         config: dict[str, Any] = asdict(weights.config)
-        frozen: dict[str, Any] = {}
+        frozen = dict(source.frozen)
         if weights.stage == 1:
             tokenizer = self._tokenizer(source)
             contents["weights"] = save_tensors(weights.stage1(tokenizer).state_dict())
@@ -123,16 +133,16 @@ class Import:
         )
         step = source.kept.step if source.kept else 0
         made = Checkpoint(folder, weights.stage, step, config, lineage, {})
-        print("\n".join([*lines, f"encoder: {frozen['encoder']['name']}"]))
+        print("\n".join([*lines, _features_told(EncoderSpec(**frozen["encoder"]))]))
         return write_checkpoint(made, contents)
 
     def _open(self) -> Source:
-        path = Path(self.path).expanduser()
+        path = Path(self.path.removeprefix("hf:")).expanduser()
         if path.is_dir() and (path / lavis.FILE).exists():
             path = path / lavis.FILE
         if path.is_file():
             return self._open_lavis(path)
-        return self._open_hugging_face()
+        return self._open_hugging_face(self.path.removeprefix("hf:"))
 
     def _open_lavis(self, file: Path) -> Source:
         theirs = lavis.read_lavis(file)
@@ -145,8 +155,8 @@ class Import:
             weights.left_out.pop(lavis.VISION, None)
         return Source("lavis", file_digest(file), weights, kept, tower=tower)
 
-    def _open_hugging_face(self) -> Source:
-        folder = local_folder(self.path)
+    def _open_hugging_face(self, name: str) -> Source:
+        folder = local_folder(name)
         config = read_config(folder)
         theirs, others = read_hugging_face(folder)
         kept = Kept.read(folder)
@@ -159,8 +169,8 @@ class Import:
         ):
             if names := [name for name in others if name.startswith(start)]:
                 weights.left_out[f"the frozen {why}, which stays where it is"] = names
-        here = Path(self.path).expanduser()
-        place = str(here.resolve()) if here.is_dir() else self.path  # or a name on the hub
+        here = Path(name).expanduser()
+        place = str(here.resolve()) if here.is_dir() else name  # or a name on the hub
         weights = _as_kept(weights, kept)
         return Source("transformers", folder_digest(folder), weights, kept, folder=place)
 
@@ -175,11 +185,10 @@ class Import:
 
     def _language(self, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
         """What configuration and lineage say of the language model."""
-        kept = source.kept if _frozen_kept(source) else None
-        if self.language_model is None and kept is not None:
-            config = kept.config["language_model"]
+        if self.language_model is None and source.frozen and source.kept:
             chosen = {} if self.prompt is None else {"prompt": self.prompt}
-            return config | chosen, kept.lineage.frozen["language_model"]
+            config = source.kept.config["language_model"] | chosen
+            return config, source.frozen["language_model"]
         name = self.language_model or (f"hf:{source.folder}" if source.folder else None)
         if name is None:
             raise ConfigError(
@@ -202,8 +211,8 @@ class Import:
             features = Dataset.open(self.features, "features")
             return dict(features.manifest.lineage.frozen["encoder"])
         name = self.encoder
-        if name is None and _frozen_kept(source) and source.kept is not None:
-            return dict(source.kept.lineage.frozen["encoder"])
+        if name is None and source.frozen:
+            return dict(source.frozen["encoder"])
         config = EncoderConfig(
             encoder=name or lavis.ENCODER, weights=self.weights, layer=self.layer, crop=self.crop
         )
@@ -233,22 +242,27 @@ def _as_kept(weights: ForeignWeights, kept: Kept | None) -> ForeignWeights:
     return replace(weights, config=QFormerConfig(**shape))
 
 
-def _frozen_kept(source: Source) -> bool:
-    """Whether the frozen models are those of the checkpoint that was exported."""
-    kept = source.kept
-    return kept is not None and (source.format == "lavis" or kept.frozen_digest is not None)
-
-
 def _end_token(source: Source, language: LanguageModel) -> str | None:
     """The token that ends a caption, where it is not the tokenizer's."""
     tokenizer: Any = language.tokenizer
     config: Any = language.model.config
     number = config.eos_token_id
     if source.format == "lavis" and config.model_type == "opt":
-        number = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+        number, *_ = tokenizer("\n", add_special_tokens=False)["input_ids"] or [number]
     if not isinstance(number, int) or number == tokenizer.eos_token_id:
         return None
     return str(tokenizer.convert_ids_to_tokens(number))
+
+
+def _features_told(spec: EncoderSpec) -> str:
+    """How features for the checkpoint are made."""
+    options = f"--encoder {spec.name}"
+    if spec.weights != "pretrained":
+        options += f" --weights {'FILE' if spec.weights == 'file' else spec.weights}"
+    if spec.name.startswith("timm:"):
+        options += f" --layer {spec.layer}"
+        options += " --crop squash" if spec.transform["crop_mode"] == "squash" else ""
+    return f"features for it: viaduct features PAIRS --out FEATURES {options}"
 
 
 def _told(source: Source) -> list[str]:

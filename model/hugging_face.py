@@ -223,7 +223,7 @@ def _frozen(tower: VisionTower) -> dict[str, Tensor]:
 
 
 def _made(kind: type, config: Blip2Config, tensors: Mapping[str, Tensor]) -> Any:
-    """A model of transformers with these weights; each of its own is among them."""
+    """A model of transformers with these weights, to be saved; each of its own is among them."""
     with torch.device("meta"):
         model = kind(config)
     model.load_state_dict(dict(tensors), strict=True, assign=True)

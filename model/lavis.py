@@ -108,7 +108,7 @@ def lavis_tower(theirs: Mapping[str, Tensor]) -> tuple[VisionTower, dict[str, An
     """The vision encoder within a checkpoint, and its transform; None where there is none.
 
     Raises:
-        ConfigError: it is another than EVA-CLIP's.
+        ConfigError: it is another than EVA-CLIP's g.
     """
     found = {
         name.removeprefix(_TOWER): value.float()
@@ -119,13 +119,7 @@ def lavis_tower(theirs: Mapping[str, Tensor]) -> tuple[VisionTower, dict[str, An
         return None
     blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks.")}
     tensors = tower_tensors(found, len(blocks), _TOWER)
-    for name in ("embeddings.patch_embedding.weight", "embeddings.position_embedding"):
-        if name not in tensors:
-            raise ConfigError(f"{_TOWER}: {name} is missing; it is no EVA-CLIP")
-    width = tensors["embeddings.patch_embedding.weight"].shape[0]
-    config = tower_config(
-        tensors, num_heads=width // _HEAD_WIDTH, eps=1e-6, activation="gelu", name=_TOWER
-    )
+    config = tower_config(tensors, head_width=_HEAD_WIDTH, eps=1e-6, activation="gelu", name=_TOWER)
     transform = {
         "input_size": (3, config.image_size, config.image_size),
         "interpolation": "bicubic",

@@ -56,8 +56,8 @@ def tower_tensors(theirs: Mapping[str, Tensor], num_blocks: int, name: str) -> d
         elif block and block[2] in _BLOCK:
             tensors[f"encoder.layers.{block[1]}.{_BLOCK[block[2]]}.{kind}"] = value
         elif block and block[2] == "attn" and kind == "q_bias":
-            rest = theirs[f"{stem}.v_bias"]
-            bias = torch.cat([value, torch.zeros_like(value), rest])
+            values = theirs.get(f"{stem}.v_bias", value[:0])
+            bias = torch.cat([value, torch.zeros_like(value), values])
             tensors[f"encoder.layers.{block[1]}.self_attn.qkv.bias"] = bias
         elif not (block and block[2] == "attn" and kind == "v_bias"):
             raise ConfigError(f"{name}: transformers' BLIP-2 has no vision tower with {key}")
@@ -65,23 +65,27 @@ def tower_tensors(theirs: Mapping[str, Tensor], num_blocks: int, name: str) -> d
 
 
 def tower_config(
-    tensors: Mapping[str, Tensor], *, num_heads: int, eps: float, activation: str, name: str
+    tensors: Mapping[str, Tensor], *, head_width: int, eps: float, activation: str, name: str
 ) -> Blip2VisionConfig:
     """The configuration of a tower, from its weights and what they do not tell.
 
     Raises:
-        ConfigError: the positions are no square of patches and a [CLS].
+        ConfigError: a weight that tells something is missing, or the positions are no square of
+            patches and a [CLS].
     """
-    patch = tensors["embeddings.patch_embedding.weight"]
-    positions = tensors["embeddings.position_embedding"].shape[1]
+    telling = [f"embeddings.{it}" for it in ("patch_embedding.weight", "position_embedding")]
+    for key in (*telling, first := "encoder.layers.0.mlp.fc1.weight"):
+        if key not in tensors:
+            raise ConfigError(f"{name}: vision tower: {key} is missing")
+    patch, positions = tensors[telling[0]], tensors[telling[1]].shape[1]
     side = round((positions - 1) ** 0.5)
     if side * side + 1 != positions:
         raise ConfigError(f"{name}: has {positions} positions, no square of patches and one [CLS]")
     return Blip2VisionConfig(
         hidden_size=patch.shape[0],
-        intermediate_size=tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        intermediate_size=tensors[first].shape[0],
         num_hidden_layers=sum(key.endswith("mlp.fc1.weight") for key in tensors),
-        num_attention_heads=num_heads,
+        num_attention_heads=patch.shape[0] // head_width,
         image_size=side * patch.shape[-1],
         patch_size=patch.shape[-1],
         layer_norm_eps=eps,
@@ -96,16 +100,17 @@ def tower_of(encoder: VisionEncoder) -> VisionTower:
     Raises:
         ConfigError: no tower can; the text says why.
     """
-    backbone, name = encoder.backbone, encoder.spec.name
+    backbone: Any = encoder.backbone
+    name = encoder.spec.name
     if isinstance(backbone, VisionTower):
         return backbone
     if not hasattr(backbone, "blocks") or not hasattr(backbone, "pos_embed"):
         raise ConfigError(f"{name}: is no ViT, and transformers' BLIP-2 has no other vision tower")
-    blocks: Any = backbone.blocks
+    blocks = backbone.blocks
     tensors = tower_tensors(backbone.state_dict(), len(blocks) + encoder.spec.layer + 1, name)
     config = tower_config(
         tensors,
-        num_heads=blocks[0].attn.num_heads,
+        head_width=backbone.embed_dim // blocks[0].attn.num_heads,
         eps=blocks[0].norm1.eps,
         activation=_activation(blocks[0].mlp.act, name),
         name=name,

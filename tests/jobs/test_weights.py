@@ -16,7 +16,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetriev
 
 from jobs.cli import main
 from model import encoders
-from model.checkpoint import Checkpoint, check_features, load_encoder_of, load_stage1
+from model.checkpoint import Checkpoint, check_features, load_encoder_of, load_stage1, load_stage2
 from model.lavis import to_lavis
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
@@ -80,7 +80,7 @@ def bert(here, draw_blip2) -> CaptionTokenizer:
 def draw_lavis(
     home: Path, tokenizer: CaptionTokenizer, language_width: int, vision_width: int = 64
 ) -> None:
-    """blip2_pretrain.pth and blip2_pretrain_opt2.7b.pth, without the frozen encoder."""
+    """blip2_pretrained.pth and blip2_pretrained_opt2.7b.pth, without the frozen encoder."""
     config = QFormerConfig(
         vision_width=vision_width,
         vocab_size=len(tokenizer),
@@ -95,8 +95,8 @@ def draw_lavis(
     )
     torch.manual_seed(0)
     for name, module in (
-        ("blip2_pretrain.pth", Stage1(config, tokenizer)),
-        ("blip2_pretrain_opt2.7b.pth", Stage2(config, language_width)),
+        ("blip2_pretrained.pth", Stage1(config, tokenizer)),
+        ("blip2_pretrained_opt2.7b.pth", Stage2(config, language_width)),
     ):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -125,9 +125,9 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     assert "not there: the temperature, which starts at 0.07" in told
     assert "not there: the caption head, which starts from chance" in told
     assert "language_model." in said["import blip2-opt-2.7b"]
-    told = said["import blip2_pretrain.pth"]
+    told = said["import blip2_pretrained.pth"]
     assert "position_ids: counts from 0" in told
-    assert "encoder: timm:eva_giant_patch14_clip_224.laion400m" in told
+    assert "--encoder timm:eva_giant_patch14_clip_224.laion400m --layer -2 --crop squash" in told
     assert Checkpoint.open("stage1-lavis").encoder.transform["crop_mode"] == "squash"
     assert "temperature" in said["export stage1"]
     assert "rank  score" in said["search index"]
@@ -142,7 +142,7 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     original = load_file("blip2-itm-vit-g/model.safetensors")
     assert theirs.keys() == original.keys()
     assert all(torch.equal(theirs[name], value) for name, value in original.items())
-    original = torch.load("blip2_pretrain.pth", weights_only=True)["model"]
+    original = torch.load("blip2_pretrained.pth", weights_only=True)["model"]
     back = torch.load("lavis/model.pth", weights_only=True)["model"]
     assert back.keys() == original.keys()
     assert all(torch.equal(back[name], value) for name, value in original.items())
@@ -160,7 +160,10 @@ def test_the_end_of_a_caption_is_the_models(here, draw_blip2, capsys):
     """That of transformers' OPT is no end token of its tokenizer."""
     draw_blip2(Blip2ForConditionalGeneration, here / "blip2")
     assert main(["import", "blip2", "--out", "stage2"]) == 0
-    assert Checkpoint.open("stage2").config["language_model"]["end_token"] == "boat"
+    made = Checkpoint.open("stage2")
+    assert made.config["language_model"]["end_token"] == "boat"
+    _, language = load_stage2(made)
+    assert language.end == language.tokenizer.convert_tokens_to_ids("boat")
 
 
 @torch.no_grad()
@@ -170,7 +173,7 @@ def test_an_encoder_in_lavis_file_becomes_the_checkpoints(here, bert, capsys):
         img_size=28, patch_size=14, embed_dim=88, depth=2, num_heads=1, num_classes=0
     ).eval()
     draw_lavis(here, bert, 16, vision_width=88)
-    content = torch.load("blip2_pretrain.pth", weights_only=True)
+    content = torch.load("blip2_pretrained.pth", weights_only=True)
     its = {f"visual_encoder.{n}": v for n, v in eva.state_dict().items() if n[:4] != "norm"}
     torch.save({"model": content["model"] | its}, "blip2_coco.pth")
     assert main(["import", "blip2_coco.pth", "--out", "stage1"]) == 0

@@ -223,6 +223,15 @@ def test_folders_of_other_models_are_refused(tmp_path, generation, draw_blip2):
 
 
 @torch.no_grad()
+def test_the_language_model_of_a_folder_is_loaded_from_it(generation):
+    language = load_language_model(f"hf:{generation[0]}")
+    theirs = generation[1].language_model
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(language.model(ids).logits, theirs(ids).logits)
+    assert language.tokenizer("a red boat")["input_ids"] == [5, 6, 7, 8]
+
+
+@torch.no_grad()
 def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
     stage1 = imported(retrieval[0])
     model, processor = retrieval_model(stage1, *load_tower(str(retrieval[0])))

@@ -274,3 +274,11 @@ def test_the_vision_encoder_in_the_file_is_a_tower():
 def test_another_vision_encoder_is_refused():
     with pytest.raises(ConfigError, match=r"no vision tower with ln_pre\.weight"):
         lavis_tower({"visual_encoder.ln_pre.weight": torch.zeros(1)})
+    short = vision_encoder()
+    del short["visual_encoder.pos_embed"]
+    with pytest.raises(ConfigError, match=r"embeddings\.position_embedding is missing"):
+        lavis_tower(short)
+    short = vision_encoder()
+    del short["visual_encoder.blocks.1.attn.v_bias"]
+    with pytest.raises(ConfigError, match=r"size mismatch .*layers\.1\.self_attn\.qkv\.bias"):
+        lavis_tower(short)
