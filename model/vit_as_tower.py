@@ -26,6 +26,11 @@ _BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_PATCHES = "embeddings.patch_embedding.weight"
+_POSITIONS = "embeddings.position_embedding"
+_FIRST = "encoder.layers.0.mlp.fc1.weight"
+"""Weights that tell the shape of a tower."""
+
 _AFTER = re.compile(r"(norm|fc_norm|head|head_drop)\.")
 """What comes after the blocks: of the second-last block's output nothing is read."""
 
@@ -73,17 +78,16 @@ def tower_config(
         ConfigError: a weight that tells something is missing, or the positions are no square of
             patches and a [CLS].
     """
-    telling = [f"embeddings.{it}" for it in ("patch_embedding.weight", "position_embedding")]
-    for key in (*telling, first := "encoder.layers.0.mlp.fc1.weight"):
+    for key in (_PATCHES, _POSITIONS, _FIRST):
         if key not in tensors:
             raise ConfigError(f"{name}: vision tower: {key} is missing")
-    patch, positions = tensors[telling[0]], tensors[telling[1]].shape[1]
+    patch, positions = tensors[_PATCHES], tensors[_POSITIONS].shape[1]
     side = round((positions - 1) ** 0.5)
     if side * side + 1 != positions:
         raise ConfigError(f"{name}: has {positions} positions, no square of patches and one [CLS]")
     return Blip2VisionConfig(
         hidden_size=patch.shape[0],
-        intermediate_size=tensors[first].shape[0],
+        intermediate_size=tensors[_FIRST].shape[0],
         num_hidden_layers=sum(key.endswith("mlp.fc1.weight") for key in tensors),
         num_attention_heads=patch.shape[0] // head_width,
         image_size=side * patch.shape[-1],

@@ -90,8 +90,8 @@ def draw_lavis(
         feed_forward_width=80,
         num_queries=4,
         embed_dim=6,
-        max_positions=24,
-        max_text_tokens=24,
+        max_positions=32,
+        max_text_tokens=32,
     )
     torch.manual_seed(0)
     for name, module in (
@@ -100,7 +100,7 @@ def draw_lavis(
     ):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        theirs = to_lavis(module.state_dict(), max_positions=24)
+        theirs = to_lavis(module.state_dict(), max_positions=32)
         torch.save({"model": theirs}, home / name)
 
 
@@ -188,6 +188,15 @@ def test_an_encoder_in_lavis_file_becomes_the_checkpoints(here, bert, capsys):
     found = load_encoder_of(checkpoint)(pictures)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert main(["caption", "--checkpoint", "stage1", "boat.jpg"]) == 0
+
+    # LAVIS's epsilon has no place in transformers: that is said, and it comes back.
+    capsys.readouterr()
+    assert main(["export", "stage1", "--to", "transformers", "--out", "folder"]) == 0
+    line = r"ln_vision: its epsilon is 1e-05 here and 1e-06 there; .* changes its output by \d"
+    assert re.search(line, capsys.readouterr().out)
+    assert main(["import", "folder", "--out", "again"]) == 0
+    same_weights("stage1", "again")
+    assert Checkpoint.open("again").config["vision_norm_eps"] == 1e-5
 
     # Where another is named, it is left out, and that is said.
     options = ("--encoder", "timm:test_vit", "--weights", "random")
