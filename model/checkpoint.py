@@ -228,7 +228,8 @@ def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, La
     stage2 = Stage2(QFormerConfig(**shape), language.width)
     load_weights(stage2, checkpoint)
     if end := checkpoint.config["language_model"].get("end_token"):
-        language.tokenizer.eos_token = end  # LAVIS ends OPT's captions with a line feed
+        # LAVIS ends OPT's captions with a line feed; as a special token it is none of the text.
+        language.tokenizer.add_special_tokens({"eos_token": end})
     language.model.to(device)
     return stage2.eval().to(device), language
 
