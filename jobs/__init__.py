@@ -7,6 +7,7 @@ progress    done, total, rate, time left
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
 training    the loop of both stages, on Ray Train
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
+import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
 evaluate, search, caption, answer    what the trained model can do
 subjects    what it looks at then: picture files, or rows of features
 texts       what it writes of them: asked for with progress, printed, published

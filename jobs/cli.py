@@ -20,6 +20,8 @@ COMMANDS = {
     "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
     "train-stage1": ("TrainStage1", "features/ to stage1/: the Q-Former, by ITC, ITM and ITG"),
     "train-stage2": ("TrainStage2", "stage1/ to stage2/: a projection into a language model"),
+    "import": ("Import", "weights of LAVIS or transformers to stage1/ or stage2/"),
+    "export": ("Export", "stage1/ or stage2/ to weights of LAVIS or transformers"),
     "embed": ("Embed", "contrastive embeddings of pictures and captions"),
     "index": ("Index", "embeddings to index/: FAISS, grouped by picture"),
     "evaluate": ("Evaluate", "recall and ITM accuracy on held-out pairs, beside controls"),
@@ -32,7 +34,12 @@ COMMANDS = {
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
 
-_MAKES_NOTHING = ("evaluate", "search", "caption", "answer", "report", "inspect", "demo")
+_MODULES = {"import": "import_weights", "export": "export_weights"}
+"""Where the module is of another name: `import` cannot be one."""
+
+_MAKES_NOTHING = (
+    *("import", "export", "evaluate", "search", "caption", "answer", "report", "inspect", "demo"),
+)
 """Commands that have nothing to go on with."""
 
 WRONG_INPUT, SET_ASIDE, STOPPED = 2, 3, 130
@@ -78,7 +85,7 @@ def _parse(command: str, arguments: list[str]) -> Any:
     """
     if command not in COMMANDS:
         raise ConfigError(f"no such command; one of {', '.join(COMMANDS)} is needed")
-    module = importlib.import_module(f"jobs.{command.replace('-', '_')}")
+    module = importlib.import_module(f"jobs.{_MODULES.get(command, command.replace('-', '_'))}")
     job = getattr(module, COMMANDS[command][0])
     errors = io.StringIO()
     try:

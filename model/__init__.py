@@ -21,6 +21,18 @@
     ranks       tensors across the processes that train together
     checkpoint  weights in and out, with what they were made from
 
+and the exchange with LAVIS and transformers:
+
+    weight_names      ours, LAVIS's and those of transformers, one to one
+    foreign_weights   what weights under other names tell, and models of them
+    lavis             LAVIS's .pth to our names and back
+    hugging_face      BLIP-2 folders of transformers to our names and back
+    hub               where such a folder is, and its tensors
+    vision_tower      the vision tower of such a folder as a frozen encoder
+    vit_as_tower      a ViT of timm or LAVIS as such a tower
+    image_transforms  what is done to pictures, in the words of timm and of transformers
+    kept_beside       what an exported checkpoint has that the other format has not
+
 Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C
 vision width, Q query tokens, T text tokens, D Q-Former width, E ITC width, V vocabulary, L
 language-model width, H and W a picture's height and width in pixels (in attention, H heads of

@@ -227,6 +227,9 @@ def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, La
     shape = {key: value for key, value in checkpoint.config.items() if key != "language_model"}
     stage2 = Stage2(QFormerConfig(**shape), language.width)
     load_weights(stage2, checkpoint)
+    if end := checkpoint.config["language_model"].get("end_token"):
+        # LAVIS ends OPT's captions with a line feed; as a special token it is none of the text.
+        language.tokenizer.add_special_tokens({"eos_token": end})
     return stage2.eval().to(device), language.to(device)
 
 
@@ -248,7 +251,7 @@ def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> Visio
 
     Args:
         checkpoint: of any stage.
-        weights: where its weights are, if they were a file then.
+        weights: where its weights are, if they were a file then, or its folder has moved.
 
     Raises:
         ConfigError: it cannot be loaded, or its weights are others.
@@ -256,9 +259,16 @@ def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> Visio
     spec = checkpoint.encoder
     if weights is None and spec.weights == "file":
         raise ConfigError(f"weights: {spec.name} was loaded from a file; name it with --weights")
-    encoder = load_encoder(
-        EncoderConfig(encoder=spec.name, weights=weights or spec.weights, layer=spec.layer)
+    squash = spec.transform["crop_mode"] == "squash"
+    config = EncoderConfig(
+        encoder=spec.name,
+        weights=weights or spec.weights,
+        layer=spec.layer,
+        crop="squash" if squash else "own",
     )
+    if weights is not None and spec.name.startswith("hf:"):
+        config = replace(config, encoder=f"hf:{weights}", weights="pretrained")
+    encoder = load_encoder(config)
     if encoder.spec.weights_digest != spec.weights_digest:
         raise ConfigError(
             f"{checkpoint.folder}: was trained on features of {spec.name} with weights "
@@ -278,6 +288,8 @@ def check_features(checkpoint: Checkpoint, features: Dataset) -> None:
         features.manifest.lineage.frozen["encoder"],
     )
     for key in needed:
+        if key == "name" and all(its["name"].startswith("hf:") for its in (needed, found)):
+            continue  # where a folder is says nothing; the digest says what it holds
         if needed[key] != found.get(key):
             raise ConfigError(
                 f"{features.folder}: has features of another encoder than {checkpoint.folder} was "

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import offline
+from model.vision_tower import VisionTower, load_tower
 from pipeline.errors import ConfigError, first_line
 
 
@@ -29,19 +30,28 @@ class EncoderConfig:
     """Which frozen vision encoder, and what of it."""
 
     encoder: str = "timm:eva_giant_patch14_clip_224.laion400m"
-    """`timm:NAME` for any ViT or CNN of timm, or `offline:efficientnet_lite0` (weights that come
-    with pip)."""
+    """`timm:NAME` for any ViT or CNN of timm, `hf:NAME_OR_FOLDER` for the vision tower of a BLIP-2
+    of transformers, or `offline:efficientnet_lite0` (weights that come with pip)."""
 
     weights: str = "pretrained"
     """`pretrained` (from timm's hub), `random` (seeded, for trials), or a .safetensors file."""
 
     layer: int = -2
     """Block of a ViT whose output is taken, counted from its end: -2 leaves out the last block.
-    A CNN has only -1, its last feature map, and takes that whatever stands here."""
+    A CNN has only -1, its last feature map, and takes that whatever stands here; so does a BLIP-2's
+    tower, which has been cut before."""
+
+    crop: Literal["own", "squash"] = "own"
+    """What of a picture the encoder sees: `own`, as it was evaluated by those who trained it, often
+    the middle; `squash`, the whole picture whatever its shape, as BLIP-2."""
 
     def __post_init__(self) -> None:
         if self.layer >= 0:
             raise ConfigError(f"layer: {self.layer} is not negative (it is counted from the end)")
+        folder = Path(self.encoder.removeprefix("hf:")).expanduser()
+        if self.encoder.startswith("hf:") and folder.is_dir():
+            # Workers and later commands may run elsewhere.
+            object.__setattr__(self, "encoder", f"hf:{folder.resolve()}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
         ConfigError: the name, the weights or the layer do not exist, or cannot be had here.
     """
     kind, _, name = config.encoder.partition(":")
+    if kind == "hf" and name:
+        return _vision_tower(name, config)
     if kind == "offline" and name == "efficientnet_lite0":
         if config.weights != "pretrained":
             raise ConfigError(f"weights: {config.weights!r}, but {config.encoder} has its own")
@@ -99,10 +111,11 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
         backbone = _timm_model(name, config)
     else:
         raise ConfigError(
-            f"encoder: {config.encoder!r} is neither timm:NAME nor offline:efficientnet_lite0"
+            f"encoder: {config.encoder!r} is neither timm:NAME, hf:NAME_OR_FOLDER nor "
+            "offline:efficientnet_lite0"
         )
     backbone.eval()
-    transform = _transform(backbone)
+    transform = _transform(backbone, config.crop)
     digest = weights_digest(backbone)
     layer = _check_layer(backbone, config.layer)
     probe = torch.rand(1, *transform["input_size"], generator=torch.Generator().manual_seed(0))
@@ -156,6 +169,8 @@ def _is_vit(backbone: nn.Module) -> bool:
 
 
 def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
+    if isinstance(backbone, VisionTower):
+        return backbone(pictures)
     if not _is_vit(backbone):
         maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
         if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
@@ -182,10 +197,24 @@ def _check_layer(backbone: Any, layer: int) -> int:
     return layer
 
 
-def _transform(backbone: nn.Module) -> dict[str, Any]:
+def _transform(backbone: nn.Module, crop: str) -> dict[str, Any]:
     known = timm.data.resolve_model_data_config(backbone)
     names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    return {name: known[name] for name in names}
+    own = {name: known[name] for name in names}
+    return own | ({"crop_pct": 1.0, "crop_mode": "squash"} if crop == "squash" else {})
+
+
+def _vision_tower(name: str, config: EncoderConfig) -> VisionEncoder:
+    if config.weights != "pretrained":
+        raise ConfigError(f"weights: {config.weights!r}, but {config.encoder} has its own")
+    tower, transform = load_tower(name)
+    if config.crop == "squash":
+        transform |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    probe = torch.zeros(1, *transform["input_size"])
+    num_tokens, width = _probe(config.encoder, tower, probe, -1).shape[1:]
+    digest = weights_digest(tower)
+    spec = EncoderSpec(config.encoder, "pretrained", digest, -1, num_tokens, width, transform)
+    return VisionEncoder(tower, spec)
 
 
 def _timm_model(name: str, config: EncoderConfig) -> nn.Module:

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    Blip2ForConditionalGeneration,
     GenerationConfig,
 )
 
@@ -131,7 +132,8 @@ def load_language_model(name: str) -> LanguageModel:
     """Load a language model on the CPU, in float32.
 
     Args:
-        name: `hf:NAME_OR_FOLDER`, or `offline:smollm2` (SmolLM2-135M-Instruct, comes with pip).
+        name: `hf:NAME_OR_FOLDER` (of a BLIP-2 its language model is taken), or `offline:smollm2`
+            (SmolLM2-135M-Instruct, comes with pip).
 
     Raises:
         ConfigError: there is none of that name, it cannot be had, its tokenizer is of another model
@@ -139,9 +141,14 @@ def load_language_model(name: str) -> LanguageModel:
     """
     folder = _folder(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype=torch.float32)
+        whole = AutoConfig.from_pretrained(folder)
+        config = whole.text_config if whole.model_type == "blip-2" else whole
+        if whole.model_type == "blip-2":  # its language model, which lies in the same folder
+            blip2 = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            model = blip2.language_model
+        else:
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = kind.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"language_model: {name} cannot be had ({first_line(error)})") from error

@@ -56,6 +56,8 @@ class QFormerConfig:
     """T at most; longer captions are cut."""
     dropout: float = 0.1
     layer_norm_eps: float = 1e-12
+    vision_norm_eps: float = 1e-5
+    """Of `ln_vision`; LAVIS's. That of models out of transformers is 1e-6."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -110,7 +110,7 @@ class Stage1(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.ln_vision = nn.LayerNorm(config.vision_width)
+        self.ln_vision = nn.LayerNorm(config.vision_width, eps=config.vision_norm_eps)
         self.qformer = QFormer(config)
         self.vision_proj = nn.Linear(config.width, config.embed_dim)
         self.text_proj = nn.Linear(config.width, config.embed_dim)

@@ -46,7 +46,7 @@ class Stage2(nn.Module):
     def __init__(self, config: QFormerConfig, language_width: int) -> None:
         super().__init__()
         self.config = config
-        self.ln_vision = nn.LayerNorm(config.vision_width)
+        self.ln_vision = nn.LayerNorm(config.vision_width, eps=config.vision_norm_eps)
         self.qformer = QFormer(config, with_text=False)
         self.projection = nn.Linear(config.width, language_width)
         initialise(self.projection, INIT_STD)

@@ -1,6 +1,7 @@
 """Captions as numbers: BERT's tokenizer with [DEC], the start of a caption to be written."""
 
 import importlib.util
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -64,8 +65,12 @@ class CaptionTokenizer:
         return int(number)
 
     @staticmethod
-    def of_model(name: str) -> "CaptionTokenizer":
+    def of_model(name: str, without: Sequence[str] = ()) -> "CaptionTokenizer":
         """The tokenizer of a text model (`text_folder`).
+
+        Args:
+            name: of the model.
+            without: added tokens to leave out; they come after all others.
 
         Raises:
             ConfigError: it cannot be had.
@@ -79,7 +84,9 @@ class CaptionTokenizer:
             ) from error
         if not tokenizer.is_fast:
             raise ConfigError(f"{name}: has no fast tokenizer")
-        return CaptionTokenizer(tokenizer.backend_tokenizer)
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        whole["added_tokens"] = [t for t in whole["added_tokens"] if t["content"] not in without]
+        return CaptionTokenizer(Tokenizer.from_str(json.dumps(whole)))
 
     @staticmethod
     def learned(texts: Iterable[str], vocab_size: int) -> "CaptionTokenizer":

@@ -1,4 +1,4 @@
-"""What all tests share: one Ray session, a folder of small pictures, and a loopback web."""
+"""What all tests share: one Ray session, small pictures, a small BLIP-2, and a loopback web."""
 
 import functools
 import http.server
@@ -8,8 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    Blip2Config,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
 
 settings.register_profile("viaduct", deadline=None)  # a busy machine is no failure
 settings.load_profile("viaduct")
@@ -54,6 +71,111 @@ def draw_folder():
 def make_folder(tmp_path, draw_folder):
     """Makes a source folder below the test's own folder."""
     return lambda count, name="source": draw_folder(tmp_path / name, count)
+
+
+WORDS = [
+    "a",
+    "red",
+    "boat",
+    "picture",
+    "number",
+    "of",
+    *"0123456789",
+    *(f"##{d}" for d in range(10)),
+]
+
+
+def scatter(model: torch.nn.Module, seed: int = 0) -> None:
+    """Weights, biases, norms and queries large enough for every part to matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.empty_like(parameter).normal_(0, 0.2, generator=generator)
+            is_scale = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(1 + noise if is_scale else noise)
+
+
+def text_tokenizer(start: str, end: str | None) -> PreTrainedTokenizerFast:
+    """[CLS] words [SEP], or </s> words, whose vocabulary is small."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "</s>"]
+    backend = Tokenizer(WordPiece({w: n for n, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    backend.normalizer = Lowercase()
+    backend.pre_tokenizer = Whitespace()
+    backend.decoder = WordPieceDecoder()
+    around = f"{start} $A {end}" if end else f"{start} $A"
+    used = [(token, special.index(token)) for token in (start, end) if token]
+    backend.post_processor = TemplateProcessing(single=around, special_tokens=used)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    roles = names | {"bos": "[DEC]"} if end else {"eos": "</s>", "pad": "[PAD]", "unk": "[UNK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{role}_token": token for role, token in roles.items()}
+    )
+
+
+@pytest.fixture(scope="session")
+def draw_blip2():
+    """Makes a small BLIP-2 of transformers, with its processor, and saves both where told to.
+
+    Nothing in it is zero. In stage 2 captions end with another token than the tokenizer's.
+    """
+
+    def make(kind, folder: Path | None = None, *, spare_rows=3, seed=2, **changes: int):
+        retrieves = kind is Blip2ForImageTextRetrieval
+        tokenizer = text_tokenizer("[CLS]", "[SEP]") if retrieves else text_tokenizer("</s>", None)
+        words = len(tokenizer)  # the processor adds <image>
+        num_queries = changes.get("num_queries", 4)
+        processor = Blip2Processor(
+            BlipImageProcessor(size={"height": 28, "width": 28}),
+            tokenizer,
+            num_query_tokens=num_queries,
+        )
+        width = changes.get("width", 24)
+        vision = Blip2VisionConfig(
+            hidden_size=changes.get("vision_width", 16),
+            intermediate_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        )
+        qformer = Blip2QFormerConfig(
+            vocab_size=words,
+            hidden_size=width,
+            num_hidden_layers=changes.get("num_layers", 3),
+            num_attention_heads=changes.get("num_heads", 3),
+            intermediate_size=2 * width,
+            max_position_embeddings=24,
+            cross_attention_frequency=changes.get("cross_attention_every", 2),
+            use_qformer_text_input=retrieves,
+        )
+        text = OPTConfig(
+            vocab_size=words + spare_rows,
+            hidden_size=16,
+            ffn_dim=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            word_embed_proj_dim=16,
+            bos_token_id=5,
+            eos_token_id=tokenizer.convert_tokens_to_ids("boat"),
+            pad_token_id=0,
+        )
+        config = Blip2Config(
+            vision_config=vision,
+            qformer_config=qformer,
+            text_config=text,
+            num_query_tokens=num_queries,
+            image_text_hidden_size=changes.get("embed_dim", 6),
+            image_token_index=words,
+        )
+        model = kind(config).eval()
+        scatter(model, seed)
+        if folder is not None:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        return model, processor
+
+    return make
 
 
 @pytest.fixture

@@ -263,6 +263,16 @@ def test_features_of_another_encoder_are_refused_and_both_named(tmp_path, writte
     assert str(written.folder) in str(error.value)
 
 
+def test_where_the_folder_of_a_vision_tower_is_says_nothing(tmp_path, stage1):
+    here, there = (replace(SPEC, name=f"hf:{place}") for place in ("/here", "/there"))
+    trained = write(tmp_path / "one", stage1, lineage=lineage(here))
+    check_features(trained, features_of(tmp_path / "same", there))
+    with pytest.raises(ConfigError, match="weights_digest"):
+        check_features(
+            trained, features_of(tmp_path / "other", replace(there, weights_digest="cd" * 32))
+        )
+
+
 @pytest.fixture(scope="module")
 def vit():
     return load_encoder(EncoderConfig(encoder="timm:vit_tiny_patch16_224", weights="random"))
@@ -275,6 +285,12 @@ def test_the_encoder_of_a_checkpoint_is_loaded_again(tmp_path, stage1, vit):
     other = write(tmp_path / "other", stage1, lineage=lineage(changed))
     with pytest.raises(ConfigError, match="other: was trained on features of timm:vit_tiny"):
         load_encoder_of(other)
+
+
+def test_an_encoder_that_saw_whole_pictures_sees_them_again(tmp_path, stage1):
+    config = EncoderConfig(encoder="timm:test_vit", weights="random", crop="squash")
+    spec = load_encoder(config).spec
+    assert load_encoder_of(write(tmp_path, stage1, lineage=lineage(spec))).spec == spec
 
 
 def test_an_encoder_from_a_file_needs_the_file(tmp_path, stage1, vit):

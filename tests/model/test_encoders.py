@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from model import encoders
 from model.encoders import EncoderConfig, load_encoder, weights_digest
 from model.offline import efficientnet_lite0, fold_batch_norms
 from pipeline.errors import ConfigError
@@ -43,6 +44,38 @@ def test_the_layer_can_be_chosen():
     encoder = load_encoder(EncoderConfig(encoder=VIT.encoder, weights="random", layer=-12))
     outputs = hooked(encoder, 0)
     assert torch.equal(encoder(pictures()), outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "width"),
+    [("eva_giant_patch14_clip_224", 39, 1408), ("vit_large_patch14_clip_224", 23, 1024)],
+)
+def test_of_blip2s_encoders_all_blocks_run_but_the_last(name, blocks, width):
+    """Without memory for their weights."""
+    with torch.device("meta"):
+        backbone = timm.create_model(name, num_classes=0).eval()
+        ran = []
+        for block in backbone.blocks:
+            block.register_forward_hook(lambda *_: ran.append(None))
+        tokens = encoders._tokens(backbone, torch.empty(1, 3, 224, 224), EncoderConfig().layer)
+    assert len(ran) == blocks == len(backbone.blocks) - 1
+    assert tokens.shape == (1, 257, width)
+
+
+def test_a_picture_can_be_squashed_whole():
+    picture = Image.new("RGB", (300, 100))
+    picture.paste("white", (0, 0, 20, 100))  # beyond the middle
+    own, squashed = (
+        load_encoder(EncoderConfig(encoder="timm:test_vit", weights="random", crop=crop))
+        for crop in ("own", "squash")
+    )
+    assert own.transform()(picture).amax() == own.transform()(picture).amin()
+    seen = squashed.transform()(picture)
+    assert seen.amax() > seen.amin()
+    assert (squashed.spec.transform["crop_mode"], squashed.spec.transform["crop_pct"]) == (
+        "squash",
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +165,7 @@ def test_the_transform_is_the_encoders_own():
     ("options", "message"),
     [
         ({"encoder": "timm:vit_tinny_patch16_224"}, "did you mean vit_tiny_patch16_224"),
-        ({"encoder": "offline:resnet"}, "neither timm:NAME nor offline"),
+        ({"encoder": "offline:resnet"}, "neither timm:NAME, hf:NAME_OR_FOLDER nor offline"),
         ({"encoder": VIT.encoder, "weights": "weights.bin"}, r"weights: 'weights\.bin' is neither"),
         ({"encoder": VIT.encoder, "weights": "random", "layer": -13}, "has 12 blocks"),
         ({"encoder": "timm:cait_xxs24_224", "weights": "random"}, "cait_xxs24_224 gives no tokens"),

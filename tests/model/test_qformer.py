@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    Blip2Config,
-    Blip2ForImageTextRetrieval,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    OPTConfig,
-)
+from transformers import BertConfig, BertForMaskedLM
 
-from model.itc import similarity
 from model.itg import to_write
 from model.packing import Texts
 from model.qformer import QFormer, QFormerConfig
@@ -351,120 +342,6 @@ def test_shapes_are_as_written(checked, tiny, tokens, ids, present):
 
 
 # The model others know
-
-
-def renamed(name: str) -> str:
-    """Our name of a weight of Stage1, in transformers' Blip2ForImageTextRetrieval."""
-    for ours, theirs in (
-        ("qformer.query_tokens", "query_tokens"),
-        ("qformer.embeddings.words", "embeddings.word_embeddings"),
-        ("qformer.embeddings.positions", "embeddings.position_embeddings"),
-        ("qformer.embeddings.norm", "qformer.layernorm"),
-        ("ln_vision", "vision_model.post_layernorm"),
-        ("vision_proj", "vision_projection"),
-        ("text_proj", "text_projection"),
-        ("qformer.layers", "qformer.encoder.layer"),
-        (".attention.output", ".attention.output.dense"),
-        (".attention.norm", ".attention.output.LayerNorm"),
-        (".look.output", ".crossattention.output.dense"),
-        (".look.norm", ".crossattention.output.LayerNorm"),
-        *((f".{a}.{p}.", f".{b}.attention.{p}.") for a, b in KINDS for p in PARTS),
-        (".query_feed_forward.up", ".intermediate_query.dense"),
-        (".query_feed_forward.down", ".output_query.dense"),
-        (".query_feed_forward.norm", ".output_query.LayerNorm"),
-        (".text_feed_forward.up", ".intermediate.dense"),
-        (".text_feed_forward.down", ".output.dense"),
-        (".text_feed_forward.norm", ".output.LayerNorm"),
-    ):
-        name = name.replace(ours, theirs)
-    return name
-
-
-KINDS = (("attention", "attention"), ("look", "crossattention"))
-PARTS = ("query", "key", "value")
-
-
-def retrieval_of_transformers(config: QFormerConfig) -> Blip2ForImageTextRetrieval:
-    vision = Blip2VisionConfig(
-        hidden_size=config.vision_width,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        layer_norm_eps=1e-5,  # of ln_vision, as in LAVIS
-    )
-    qformer = Blip2QFormerConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.width,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.feed_forward_width,
-        max_position_embeddings=config.max_positions,
-        cross_attention_frequency=config.cross_attention_every,
-        encoder_hidden_size=config.vision_width,
-        use_qformer_text_input=True,
-    )
-    text = OPTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, ffn_dim=8, vocab_size=8
-    )
-    return Blip2ForImageTextRetrieval(
-        Blip2Config(
-            vision_config=vision,
-            qformer_config=qformer,
-            text_config=text,
-            num_query_tokens=config.num_queries,
-            image_text_hidden_size=config.embed_dim,
-        )
-    )
-
-
-@torch.no_grad()
-def test_stage_1_is_the_retrieval_model_of_transformers(tiny, tokenizer, ids, present):
-    theirs = scattered(retrieval_of_transformers(tiny()))
-    ours = Stage1(tiny(), tokenizer).double().eval()
-    weights = theirs.state_dict()
-    only_ours = ("temperature", "qformer.head.")
-    told = ours.load_state_dict(
-        {
-            name: weights.pop(renamed(name))
-            for name in ours.state_dict()
-            if not name.startswith(only_ours)
-        },
-        strict=False,
-    )
-    assert all(name.startswith(only_ours) for name in told.missing_keys)
-    assert all(name.startswith("vision_model") for name in weights)
-
-    seen: list[Tensor] = []
-    theirs.vision_model.encoder.register_forward_hook(
-        lambda *args: seen.append(args[2].last_hidden_state)
-    )
-    pictures = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(3)).double()
-    expected = {
-        itm: theirs(
-            pixel_values=pictures,
-            input_ids=ids,
-            attention_mask=present.long(),
-            use_image_text_matching_head=itm,
-        )
-        for itm in (False, True)
-    }
-    close = {"rtol": 0, "atol": 1e-9}
-    image = ours.image_keys(seen[0])
-    outputs, _ = ours.qformer.see(image)
-    texts = Texts.packed(ids, present)
-    first = ours.qformer.read(texts)[texts.first]
-    embedded = nn.functional.normalize(ours.vision_proj(outputs), dim=-1)
-    torch.testing.assert_close(embedded, expected[False].image_embeds, **close)
-    words = nn.functional.normalize(ours.text_proj(first), dim=-1)
-    torch.testing.assert_close(words, expected[False].text_embeds, **close)
-    cosines = similarity(embedded, words)
-    torch.testing.assert_close(cosines, expected[False].logits_per_image, **close)
-    assert cosines.std() > 0.01
-    logits = ours.match_logits(image, ids, present)
-    torch.testing.assert_close(logits, expected[True].logits_per_image, **close)
-    assert logits.std() > 0.01
 
 
 @torch.no_grad()

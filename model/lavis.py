@@ -1,0 +1,131 @@
+"""LAVIS's checkpoints: a .pth with {"model": names to tensors}, and all else in its configuration.
+
+Its vision encoder is EVA-CLIP's g, 39 blocks of it, with heads 88 wide and norms with an epsilon of
+1e-6; it is in the file where it was trained too, as for captions of COCO.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.foreign_weights import ForeignWeights, config_of
+from model.image_transforms import BLIP_MEAN, BLIP_STD
+from model.vision_tower import VisionTower, make_tower
+from model.vit_as_tower import tower_config, tower_tensors
+from model.weight_names import lavis_names, renamed, under_their_names
+from pipeline.errors import ConfigError, first_line
+
+ENCODER = "timm:eva_giant_patch14_clip_224.laion400m"
+"""What LAVIS calls eva_clip_g; the first 39 of its 40 blocks."""
+
+FILE = "model.pth"
+"""Of an exported checkpoint."""
+
+VISION = "the vision encoder"
+"""Why its tensors are none of the Q-Former's."""
+
+_TOWER = "visual_encoder."
+_HEAD_WIDTH = 88
+_POSITIONS = "Qformer.bert.embeddings.position_ids"
+_DECODER = "Qformer.cls.predictions.decoder"
+_TIED = {
+    f"{_DECODER}.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    f"{_DECODER}.bias": "Qformer.cls.predictions.bias",
+}
+
+_ALWAYS = [
+    (_POSITIONS, "counts from 0"),
+    (_DECODER, "tied to the word embeddings and the bias"),
+    (_TOWER, VISION),
+    (r"(opt|t5)_model\.", "the frozen language model"),
+]
+_TEXT = (
+    r"Qformer\.(cls|bert\.embeddings\.(word|position)_embeddings"
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output))\."
+)
+
+
+def read_lavis(file: Path) -> dict[str, Tensor]:
+    """The weights of a LAVIS checkpoint, by LAVIS's names; nothing is unpickled but tensors.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{file}: cannot be read ({first_line(error)})") from error
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(v, Tensor) for v in model.values()):
+        raise ConfigError(f"{file}: holds no tensors under 'model', as LAVIS's checkpoints do")
+    return model
+
+
+def from_lavis(theirs: Mapping[str, Tensor], known: Mapping[str, Any]) -> ForeignWeights:
+    """LAVIS's names to ours, stage 1 or 2.
+
+    Args:
+        theirs: from `read_lavis`.
+        known: fields of `QFormerConfig` that shapes do not tell.
+
+    Raises:
+        ConfigError: a weight is unexpected or missing, or a tied one is not.
+    """
+    projections = [name for name in ("opt_proj", "t5_proj") if f"{name}.weight" in theirs]
+    stage = 2 if projections else 1
+    names = lavis_names(*projections[:1])
+    for copy, original in _TIED.items():
+        if copy in theirs and not torch.equal(theirs[copy], theirs.get(original, theirs[copy])):
+            raise ConfigError(f"{copy}: differs from {original}, to which it is tied")
+    text = [(_TEXT, "of text; stage 2 reads none")] if stage == 2 else []
+    ours, left_out = renamed(theirs, names, [*_ALWAYS, *text])
+    return ForeignWeights(stage, config_of(ours, names, known), ours, names, (), left_out)
+
+
+def to_lavis(
+    ours: Mapping[str, Tensor], *, max_positions: int, encoder_decoder: bool = False
+) -> dict[str, Tensor]:
+    """Our names to LAVIS's, stage 1 or 2, with what LAVIS stores twice.
+
+    Args:
+        ours: the state dict of a `Stage1` or `Stage2`.
+        max_positions: of its Q-Former.
+        encoder_decoder: whether its language model is, as T5.
+    """
+    names = lavis_names("t5_proj" if encoder_decoder else "opt_proj")
+    theirs, rest = under_their_names(ours, names)
+    if rest:
+        raise ValueError(f"LAVIS has no place for {sorted(rest)}")
+    theirs[_POSITIONS] = torch.arange(max_positions)[None]
+    return theirs | {copy: theirs[name] for copy, name in _TIED.items() if name in theirs}
+
+
+def lavis_tower(theirs: Mapping[str, Tensor]) -> tuple[VisionTower, dict[str, Any]] | None:
+    """The vision encoder within a checkpoint, and its transform; None where there is none.
+
+    Raises:
+        ConfigError: it is another than EVA-CLIP's g.
+    """
+    found = {
+        name.removeprefix(_TOWER): value.float()
+        for name, value in theirs.items()
+        if name.startswith(_TOWER)
+    }
+    if not found:
+        return None
+    blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks.")}
+    tensors = tower_tensors(found, len(blocks), _TOWER)
+    config = tower_config(tensors, head_width=_HEAD_WIDTH, eps=1e-6, activation="gelu", name=_TOWER)
+    transform = {
+        "input_size": (3, config.image_size, config.image_size),
+        "interpolation": "bicubic",
+        "mean": BLIP_MEAN,
+        "std": BLIP_STD,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    return make_tower(config, tensors, _TOWER), transform
