@@ -57,7 +57,7 @@ STAGE2 = {
     "language-model": "offline:smollm2",
     "batch-size": 8,
     "steps": 100,
-    "learning-rate": 1e-3,
+    "learning-rate": 3e-4,
     "warmup-steps": 15,
     "log-every": 10,
     "validate-every": 50,

@@ -5,8 +5,6 @@ randomness is a function of seed and step, so a run that goes on from a checkpoi
 of one that was never stopped.
 """
 
-import contextlib
-import ctypes
 import logging
 import tempfile
 import time
@@ -35,6 +33,7 @@ from model.checkpoint import (
     step_folder,
     write_checkpoint,
 )
+from model.memory import keep_memory
 from model.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -336,7 +335,7 @@ def _run_rank(config: dict[str, Any]) -> None:
 
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-        _keep_memory()
+        keep_memory()
         # Without it the gradient of an index is summed in the order in which threads come.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -347,22 +346,6 @@ def _run_rank(config: dict[str, Any]) -> None:
     except Exception:
         logger.exception("rank=%d failed", ranks.rank())
         raise
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what a step frees for the next one.
-
-    By default it returns every large tensor to the system at once, and each step gets it back page
-    by page, which can cost more than the arithmetic.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""From malloc.h."""
 
 
 class _Guard:

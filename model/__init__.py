@@ -18,6 +18,7 @@
     beams       beam search, whoever gives the scores
     ridge       the control: a linear map from pooled tokens to frozen text embeddings
     optimizer   AdamW's groups, the learning rate of a step
+    memory      how a CPU's memory is kept between steps
     ranks       tensors across the processes that train together
     checkpoint  weights in and out, with what they were made from
 

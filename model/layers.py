@@ -60,9 +60,41 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width, eps=eps)
 
-    def keys_values(self, rows: Float[Tensor, "R D"], view: View) -> KeysValues:
-        """Keys and values of rows that are attended to."""
-        return self._heads(view.spread(self.key(rows))), self._heads(view.spread(self.value(rows)))
+    def look_at_each_other(
+        self,
+        rows: Float[Tensor, "R D"],
+        view: View,
+        past: KeysValues | None = None,
+        wanted: Int[Tensor, " W"] | None = None,
+    ) -> tuple[Float[Tensor, "W D"], KeysValues]:
+        """Self-attention, as the view's mask allows.
+
+        Args:
+            rows: of all sequences.
+            view: of the rows.
+            past: keys and values that stand before those of the rows.
+            wanted: rows whose outputs are wanted; None for all.
+
+        Returns:
+            Their outputs, and the keys and values of all rows, past ones included.
+        """
+        if wanted is None:
+            queries, *of_rows = self._project(rows, view, self.query, self.key, self.value)
+        else:
+            of_rows = list(self._project(rows, view, self.key, self.value))
+            rows, view = rows.index_select(0, wanted), view.only(wanted)
+            (queries,) = self._project(rows, view, self.query)
+        keys, values = of_rows
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        return self._attend(rows, queries, (keys, values), view), (keys, values)
+
+    def look(
+        self, rows: Float[Tensor, "R D"], keys_values: KeysValues, view: View
+    ) -> Float[Tensor, "R D"]:
+        """Cross-attention to keys and values, one of them for each sequence of the view."""
+        (queries,) = self._project(rows, view, self.query)
+        return self._attend(rows, queries, keys_values, view)
 
     def keys_values_of_norm(self, normed: Float[Tensor, "N P C"], norm: nn.LayerNorm) -> KeysValues:
         """Keys and values of what a norm gives, its scale and shift folded into the weights.
@@ -78,12 +110,23 @@ class Attention(nn.Module):
         keys, values = F.linear(normed, weight * norm.weight, bias).chunk(2, dim=-1)
         return self._heads(keys), self._heads(values)
 
-    def forward(
-        self, rows: Float[Tensor, "R D"], keys_values: KeysValues, view: View
+    def _project(
+        self, rows: Float[Tensor, "R D"], view: View, *maps: nn.Linear
+    ) -> tuple[Float[Tensor, "N H S K"], ...]:
+        """Rows through several linear maps, in one product."""
+        weight, bias = (torch.cat([getattr(m, k) for m in maps]) for k in ("weight", "bias"))
+        parts = view.spread(F.linear(rows, weight, bias)).chunk(len(maps), dim=-1)
+        return tuple(map(self._heads, parts))
+
+    def _attend(
+        self,
+        rows: Float[Tensor, "R D"],
+        queries: Float[Tensor, "N H S K"],
+        keys_values: KeysValues,
+        view: View,
     ) -> Float[Tensor, "R D"]:
-        """Rows look at keys and values, as the view's mask allows."""
         attended = F.scaled_dot_product_attention(
-            self._heads(view.spread(self.query(rows))),
+            queries,
             *keys_values,
             attn_mask=view.mask,
             dropout_p=self.dropout_rate if self.training else 0.0,

@@ -97,23 +97,63 @@ class View:
     mask: Bool[Tensor, "..."] | None = None
     """Which position each may see, broadcast to [N, heads, S, S]; None for all."""
 
+    @property
+    def num_rows(self) -> int:
+        """R"""
+        return self.num_sequences * self.width if self.places is None else len(self.places)
+
     def spread(self, rows: Float[Tensor, "R W"]) -> Float[Tensor, "N S W"]:
         """Rows at their places, zeros where there are none."""
         if self.places is not None:
-            empty = rows.new_zeros(self.num_sequences * self.width, rows.shape[1])
-            rows = empty.index_copy(0, self.places, rows)
+            rows = _put(rows, self.places, self.num_sequences * self.width)
         return rows.unflatten(0, (self.num_sequences, self.width))
 
     def collect(self, spread: Float[Tensor, "N S W"]) -> Float[Tensor, "R W"]:
         """The rows out of the padded view."""
         flat = spread.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+        return flat if self.places is None else _Take.apply(flat, self.places)
 
     def only(self, wanted: Int[Tensor, " R"]) -> "View":
         """The view of some of the rows."""
         if self.places is None:
             return replace(self, places=wanted)
         return replace(self, places=self.places[wanted])
+
+
+def _put(rows: Float[Tensor, "R W"], places: Int[Tensor, " R"], num: int) -> Float[Tensor, "M W"]:
+    return rows.new_zeros(num, rows.shape[1]).index_copy(0, places, rows)
+
+
+class _Take(torch.autograd.Function):
+    """Rows by their places, each taken once: PyTorch's own gradient would add up, which is slow."""
+
+    @staticmethod
+    def forward(context: Any, flat: Tensor, places: Tensor) -> Tensor:
+        context.save_for_backward(places)
+        context.num = len(flat)
+        return flat.index_select(0, places)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = context.saved_tensors
+        return _put(gradient, places, context.num), None
+
+
+def image_view(num_pictures: int, num_blocks: int, num_queries: int, device: Any) -> View:
+    """The queries that look at each picture, side by side, so that its keys lie there once.
+
+    Args:
+        num_pictures: B
+        num_blocks: of sequences, each with one for every picture.
+        num_queries: Q, of a sequence; the rows are [block, picture, query].
+    """
+    if num_blocks == 1:
+        return View(num_pictures, num_queries)
+    block, picture, query = (
+        torch.arange(n, device=device) for n in (num_blocks, num_pictures, num_queries)
+    )
+    places = (picture[:, None] * num_blocks + block[:, None, None]) * num_queries + query
+    return View(num_pictures, num_blocks * num_queries, places.flatten())
 
 
 def query_places(

@@ -5,6 +5,7 @@ feed-forward nets of queries and text are apart. Which rows see which (`model.ma
 the objectives apart, and each way of looking has a method of its own here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,11 +25,14 @@ from model.layers import (
     init_std,
     initialise,
 )
-from model.packing import Texts, View, query_places, text_places
+from model.packing import Texts, View, image_view, query_places, text_places
 from pipeline.errors import ConfigError
 
 ImageKeys = list[KeysValues]
 """Keys and values of a picture's tokens, for each layer with cross-attention."""
+
+Images = Sequence[tuple[ImageKeys, int]]
+"""Pictures, and how many blocks of sequences look at them: a block has a sequence for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ class QFormer(nn.Module):
         """
         num_pictures, num_queries = image[0][0].shape[0], self.config.num_queries
         rows = self.embeddings(self._queries(num_pictures))
-        rows, kept = self._run(rows, View(num_pictures, num_queries), image=image)
+        rows, kept = self._run(rows, View(num_pictures, num_queries), images=[(image, 1)])
         return rows.unflatten(0, (num_pictures, num_queries)), kept
 
     def read(self, texts: Texts) -> Float[Tensor, "R D"]:
@@ -147,8 +151,13 @@ class QFormer(nn.Module):
         view = View(len(texts.ids), texts.width, texts.places, masks.text_sees_text(texts.present))
         return self._run(rows, view)[0]
 
-    def see_and_read(self, image: ImageKeys, texts: Texts) -> Float[Tensor, "N Q D"]:
-        """Queries and text see each other, and the queries the picture; the query outputs."""
+    def see_and_read(self, images: Images, texts: Texts) -> Float[Tensor, "N Q D"]:
+        """Queries and text see each other, and the queries the pictures; the query outputs.
+
+        Args:
+            images: whose blocks, one after another, have a sequence for each text.
+            texts: to be read.
+        """
         num_texts, num_queries = len(texts.ids), self.config.num_queries
         width = num_queries + texts.width
         queries = query_places(num_texts, num_queries, width, texts.ids.device)
@@ -156,7 +165,7 @@ class QFormer(nn.Module):
         rows = self.embeddings(self._queries(num_texts), texts.tokens, texts.position)
         wanted = torch.arange(len(queries), device=places.device)
         view = View(num_texts, width, places, masks.all_see_all(texts.present, num_queries))
-        rows, _ = self._run(rows, view, image=image, wanted=wanted)
+        rows, _ = self._run(rows, view, images=images, wanted=wanted)
         return rows.unflatten(0, (num_texts, num_queries))
 
     def see_read_and_write(
@@ -193,7 +202,7 @@ class QFormer(nn.Module):
         num_read = len(queries) + len(texts.places)
         wanted = torch.cat([every[: len(queries)], len(queries) + texts.first, every[num_read:]])
         view = View(num_pairs, width, torch.cat(places), mask(texts.present, num_queries))
-        rows, _ = self._run(rows, view, image=image, wanted=wanted)
+        rows, _ = self._run(rows, view, images=[(image, 1)], wanted=wanted)
         outputs, first, after = rows.split(
             [len(queries), num_pairs, len(rows) - len(queries) - num_pairs]
         )
@@ -241,30 +250,35 @@ class QFormer(nn.Module):
         rows: Float[Tensor, "R D"],
         view: View,
         *,
-        image: ImageKeys | None = None,
+        images: Images = (),
         past: list[KeysValues] | None = None,
         wanted: Int[Tensor, " W"] | None = None,
     ) -> tuple[Float[Tensor, "W D"], list[KeysValues]]:
         """All layers.
 
         Args:
-            rows: where `image` is given, the first are the queries of all sequences.
+            rows: where there are images, the first are the queries of all sequences.
             view: of the rows.
-            image: what the queries see.
+            images: what the queries see.
             past: keys and values that stand before those of the rows.
             wanted: rows whose outputs are wanted, all queries and some text; None for all.
 
         Returns:
             Their outputs, and the keys and values of each layer.
         """
-        num_queries = 0 if image is None else self.config.num_queries
-        looked = iter(image or [])
+        num_queries = self.config.num_queries if images else 0
+        blocks = [
+            image_view(len(keys[0][0]), times, num_queries, rows.device) for keys, times in images
+        ]
+        seen = zip(*(keys for keys, _ in images), strict=True)
+        num_seeing = view.num_sequences * num_queries
         present: list[KeysValues] = []
         for number, layer in enumerate(self.layers):
-            picture = next(looked) if image is not None and layer.look is not None else None
+            looks = images and layer.look is not None
+            pictures = list(zip(next(seen), blocks, strict=True)) if looks else []
             before = None if past is None else past[number]
             last = number == len(self.layers) - 1
-            rows, kept = layer(rows, view, num_queries, picture, before, wanted if last else None)
+            rows, kept = layer(rows, view, num_seeing, pictures, before, wanted if last else None)
             present.append(kept)
         return rows, present
 
@@ -287,26 +301,24 @@ class Layer(nn.Module):
         rows: Float[Tensor, "R D"],
         view: View,
         num_queries: int,
-        image: KeysValues | None,
+        pictures: list[tuple[KeysValues, View]],
         past: KeysValues | None,
         wanted: Int[Tensor, " W"] | None,
     ) -> tuple[Float[Tensor, "W D"], KeysValues]:
-        """As `QFormer._run`, for one layer; `num_queries` is that of each sequence."""
-        keys_values = self.attention.keys_values(rows, view)
-        if past is not None:
-            keys_values = (
-                torch.cat([past[0], keys_values[0]], dim=2),
-                torch.cat([past[1], keys_values[1]], dim=2),
-            )
-        if wanted is not None:
-            rows, view = rows.index_select(0, wanted), view.only(wanted)
-        rows = self.attention(rows, keys_values, view)
-        num_seeing = view.num_sequences * num_queries
-        queries, text = rows[:num_seeing], rows[num_seeing:]
+        """As `QFormer._run`, for one layer.
+
+        Args:
+            num_queries: rows that are queries.
+            pictures: keys and values that they look at, each with the view of those that do.
+        """
+        rows, keys_values = self.attention.look_at_each_other(rows, view, past, wanted)
+        queries, text = rows.split([num_queries, len(rows) - num_queries])
         parts = []
         if num_queries:
-            if self.look is not None and image is not None:
-                queries = self.look(queries, image, View(view.num_sequences, num_queries))
+            if self.look is not None and pictures:
+                sizes = [its.num_rows for _, its in pictures]
+                each = zip(queries.split(sizes), pictures, strict=True)
+                queries = torch.cat([self.look.look(part, keys, its) for part, (keys, its) in each])
             parts.append(self.query_feed_forward(queries))
         if len(text) or not num_queries:
             if self.text_feed_forward is None:

@@ -20,7 +20,7 @@ from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
 from model.packing import Texts, joined
-from model.qformer import ImageKeys, QFormer, QFormerConfig
+from model.qformer import ImageKeys, Images, QFormer, QFormerConfig
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
 from pipeline.errors import ConfigError
@@ -229,7 +229,7 @@ class Stage1(nn.Module):
     def match(
         self, batch: Stage1Batch, image_keys: ImageKeys, pictures: Draw, texts: Draw
     ) -> tuple[Float[Tensor, "N 2"], Int[Tensor, " N"], Bool[Tensor, " N"]]:
-        """ITM over pairs, drawn pictures with the texts, drawn texts with the pictures: N = 3 B.
+        """ITM over pairs, pictures with drawn texts, texts with drawn pictures: N = 3 B.
 
         Args:
             batch: of this rank.
@@ -248,29 +248,27 @@ class Stage1(nn.Module):
             ]
         else:
             drawn_keys = self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures])
-        keys = [
-            (torch.cat([k, drawn_k, k]), torch.cat([v, drawn_v, v]))
-            for (k, v), (drawn_k, drawn_v) in zip(image_keys, drawn_keys, strict=True)
-        ]
         # Ranks have other longest captions, and exchange them at one width.
         own = batch.texts
         whole = own if num_ranks() == 1 else own.widened(self.config.max_text_tokens)
         ids, present = (
             gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
         )
-        logits = self._match(keys, joined([own, own, Texts.packed(ids, present)]))
+        logits = self._match(
+            [(image_keys, 2), (drawn_keys, 1)], joined([own, Texts.packed(ids, present), own])
+        )
         labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         labels[: len(own.ids)] = 1
-        return logits, labels, torch.cat([has_picture & has_text, has_picture, has_text])
+        return logits, labels, torch.cat([has_picture & has_text, has_text, has_picture])
 
     def match_logits(
         self, image_keys: ImageKeys, ids: Int[Tensor, "N T"], present: Bool[Tensor, "N T"]
     ) -> Float[Tensor, "N 2"]:
         """Scores of unmatched and matched: the ITM head on each query output, averaged."""
-        return self._match(image_keys, Texts.packed(ids, present))
+        return self._match([(image_keys, 1)], Texts.packed(ids, present))
 
-    def _match(self, image_keys: ImageKeys, texts: Texts) -> Float[Tensor, "N 2"]:
-        return self.itm_head(self.qformer.see_and_read(image_keys, texts)).mean(dim=1)
+    def _match(self, images: Images, texts: Texts) -> Float[Tensor, "N 2"]:
+        return self.itm_head(self.qformer.see_and_read(images, texts)).mean(dim=1)
 
     @torch.inference_mode()
     def embed_pictures(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q E"]:

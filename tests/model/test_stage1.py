@@ -107,7 +107,7 @@ def slow_draw(row: list[float], same: list[bool], hardness: float, number: float
 
 
 def slow_itm(stage1: Stage1, tokens: Tensor, ids: Tensor, label: int) -> tuple[float, bool]:
-    outputs = stage1.qformer.see_and_read(keys_of(stage1, tokens), alone(ids))
+    outputs = stage1.qformer.see_and_read([(keys_of(stage1, tokens), 1)], alone(ids))
     logits = sum(stage1.itm_head(q) for q in outputs[0]) / outputs.shape[1]
     return F.cross_entropy(logits, torch.tensor(label)).item(), int(logits.argmax()) == label
 
