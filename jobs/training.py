@@ -351,29 +351,34 @@ def _run_rank(config: dict[str, Any]) -> None:
 class _Guard:
     """Hears of skipped updates a step late, so that no step waits, and stops what will not mend."""
 
-    def __init__(self, first: int) -> None:
-        self._step = first
-        self._told: Callable[[], bool] = lambda: False
+    def __init__(self, done: int) -> None:
+        self._heard = done
+        self._told: Callable[[], bool] | None = None
         self._in_a_row = 0
 
     def heed(self, skipped: Tensor) -> None:
-        """Take in a step, and hear of the one before.
+        """Take in a step, and hear of the one before; raises as `settle`."""
+        self.settle()
+        self._told = ranks.later(skipped)
+
+    def settle(self) -> None:
+        """Hear of the last step that was taken in.
 
         Raises:
-            ConfigError: that and the two before it were skipped.
+            ConfigError: it and the two before it were skipped.
         """
-        before, self._told = self._told, ranks.later(skipped)
-        if before():
-            self._in_a_row += 1
-            logger.warning("step=%d skipped: its loss or gradient is not finite", self._step)
-        else:
-            self._in_a_row = 0
+        if self._told is None:
+            return
+        skipped, self._told = self._told(), None
+        self._heard += 1
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+        if skipped:
+            logger.warning("step=%d skipped: its loss or gradient is not finite", self._heard)
         if self._in_a_row == _SKIPS:
             raise ConfigError(
-                f"step {self._step}: loss or gradient is not finite, the third time in a row; go "
+                f"step {self._heard}: loss or gradient is not finite, the third time in a row; go "
                 "on from the last checkpoint with a lower learning_rate or a longer warm-up"
             )
-        self._step += 1
 
 
 _SKIPS = 3
@@ -406,6 +411,8 @@ class _Rank:
             self._guard.heed(skipped)
             done = step + 1
             last = done == loop.steps
+            if last or done % loop.validate_every == 0 or done % loop.checkpoint_every == 0:
+                self._guard.settle()
             if done % loop.log_every == 0 or last:
                 rate = (time.monotonic() - begun) / (done - self._first)
                 self._log(done, left_s=(loop.steps - done) * rate)

@@ -86,6 +86,7 @@ _STAGE1 = {
 }
 _STAGE2 = {
     "language-model": "offline:smollm2",
+    "prompt": "a picture of",
     "batch-size": 8,
     "learning-rate": 1e-3,
     "final-learning-rate": 0,
@@ -101,7 +102,7 @@ QUICK = Scale(
     worlds=WORLDS[:1],
     test_share=0.22,
     stage1=_STAGE1 | {"steps": 280},
-    stage2=_STAGE2 | {"steps": 60},
+    stage2=_STAGE2 | {"steps": 80},
     captioned=12,
 )
 """Within ten minutes on two cores."""

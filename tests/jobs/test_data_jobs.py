@@ -224,7 +224,7 @@ def test_a_published_dataset_may_lack_what_was_set_aside(tmp_path, pairs):
 def test_unknown_encoders_and_weights_are_one_line(tmp_path, pairs, capsys):
     wrong = {
         "timm has no 'vit_tiny_patch16_225'; did you mean": ["timm:vit_tiny_patch16_225"],
-        "is neither timm:NAME nor offline": ["magic"],
+        "is neither timm:NAME, hf:NAME_OR_FOLDER nor offline": ["magic"],
         "is neither pretrained, random nor an existing": ["timm:resnet18", "--weights", "x.pth"],
         "layer: -99, but the encoder has 12 blocks": [*VIT[1:], "--layer", "-99"],
     }

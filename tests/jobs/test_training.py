@@ -244,7 +244,7 @@ def test_how_often_one_looks_belongs_to_no_lineage():
     loop = LoopConfig(log_every=5, validate_every=10, checkpoint_every=10)
     other = LoopConfig(log_every=1, validate_every=2, checkpoint_every=3, keep_checkpoints=9)
     assert place.lasting(loop) == place.lasting(other)
-    names = {"steps", "batch_size", "seed", "ranks", "threads"}
+    names = {"steps", "batch_size", "seed", "compile", "ranks", "threads"}
     assert set(place.lasting(loop)) == names
 
 
@@ -482,7 +482,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
     with rank_here():
         assert run(*stage1_command(tmp_path / "out", "--log-every", 4)) == 0
     told = [text for text in caplog.messages if "skipped" in text]
-    assert [text.split()[0] for text in told] == ["step=3", "step=4", "step=6", "step=7"]
+    assert [text.split()[0] for text in told] == ["step=4", "step=5", "step=7", "step=8"]
     lines = [line for line in metrics(tmp_path / "out") if line["split"] == "train"]
     assert [line.get("skipped_updates", 0) for line in lines] == [1, 3, 0]
     assert all(math.isfinite(value) for line in lines for value in list(line.values())[2:])
@@ -494,7 +494,7 @@ def test_three_in_a_row_end_it(tmp_path, stage1_command, rank_here, spoil, refus
     spoil(5, 6, 7)
     with rank_here():
         line = refused(*stage1_command(tmp_path / "out"))
-    assert "step 7: loss or gradient is not finite, the third time in a row" in line
+    assert "step 8: loss or gradient is not finite, the third time in a row" in line
 
 
 def test_ranks_take_equal_parts_of_a_batch(monkeypatch):
