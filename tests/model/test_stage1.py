@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,8 +18,6 @@ from pipeline.errors import ConfigError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAPER = ObjectivesConfig()
-
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -246,12 +243,10 @@ def test_dropout_acts_in_training_alone(scattered_stage1, batch):
     assert len({first.item(), second.item(), expected.item()}) == 3
 
 
-@pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])]
-)
-def test_compiled_layers_give_the_same_losses(scattered_stage1, batch, backend):
+def test_compiled_layers_give_the_same_losses(scattered_stage1, batch):
+    """Captured whole, whatever the shapes; what a compiler makes of that is PyTorch's."""
     plain, compiled = scattered_stage1(num_layers=2), scattered_stage1(num_layers=2)
-    compiled.qformer.compile_layers(backend)
+    compiled.qformer.compile_layers("eager")
     for pairs in ([0, 1, 2, 3, 4, 5], [5, 3, 1]):  # shapes change from step to step
         some = part(plain, batch, pairs)
         found = []
