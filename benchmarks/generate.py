@@ -36,13 +36,13 @@ TOP_P = 0.9
 ROUNDS = 3
 
 
-def random_stage1() -> Stage1:
+def random_stage1(dropout: float = 0.1) -> Stage1:
     """Of BERT-base size, with a vocabulary of made-up words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + [f"w{number}" for number in range(VOCAB_SIZE - 1 - len(special))]
     vocabulary = {word: number for number, word in enumerate(words)}
     learned = BertWordPieceTokenizer(vocab=vocabulary).to_str()
-    config = QFormerConfig(vision_width=VISION_WIDTH, vocab_size=VOCAB_SIZE)
+    config = QFormerConfig(vision_width=VISION_WIDTH, vocab_size=VOCAB_SIZE, dropout=dropout)
     return Stage1(config, CaptionTokenizer.from_json(learned)).eval()
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from tokenizers import BertWordPieceTokenizer
+from generate import random_stage1
 from torch import Tensor
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -37,11 +37,9 @@ from model.itc import contrastive_loss, same_pairs, similarity
 from model.itm import draw_negatives, match_loss
 from model.layers import Attention
 from model.memory import keep_memory
-from model.qformer import QFormerConfig
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
-from model.text import CaptionTokenizer
 
-NUM_TOKENS, VISION_WIDTH, PADDED_TO = 257, 1408, 32
+NUM_TOKENS, PADDED_TO = 257, 32
 ENCODER = "eva_giant_patch14_clip_224"
 CAPTION_TOKENS = (10, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 16, 17, 21)
 """[CLS] and [SEP] included: the 16-quantiles of 255 captions of COCO 2017 (mean 14.1)."""
@@ -178,22 +176,11 @@ def padded(values: Tensor) -> Tensor:
 def make_pairs(stage1: Stage1, num_pairs: int) -> Stage1Batch:
     """Pictures of noise, with captions as long as COCO's."""
     draws = torch.Generator().manual_seed(1)
-    tokens = torch.randn(num_pairs, NUM_TOKENS, VISION_WIDTH, generator=draws).half()
+    tokens = torch.randn(num_pairs, NUM_TOKENS, stage1.config.vision_width, generator=draws).half()
     lengths = [CAPTION_TOKENS[n % len(CAPTION_TOKENS)] - 2 for n in range(num_pairs)]
     words = [torch.randint(1000, 30_000, (n,), generator=draws).tolist() for n in lengths]
     keys = torch.arange(num_pairs)
     return stage1.batch(tokens, [" ".join(f"w{w}" for w in its) for its in words], keys, keys)
-
-
-def make_stage1() -> Stage1:
-    """BERT-base size, weights of chance; its vocabulary is w0, w1, ..."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = special + [f"w{number}" for number in range(30_522 - len(special))]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = CaptionTokenizer.from_json(BertWordPieceTokenizer(vocab=vocabulary).to_str())
-    torch.manual_seed(0)
-    config = QFormerConfig(vision_width=VISION_WIDTH, dropout=0.0)
-    return Stage1(config, tokenizer).train()
 
 
 def step(stage1: Stage1, loss: Callable[[], Tensor]) -> tuple[float, Tensor, dict[str, Tensor]]:
@@ -245,7 +232,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     keep_memory()  # as training does
-    stage1 = make_stage1()
+    torch.manual_seed(0)
+    stage1 = random_stage1(dropout=0.0).train()
     batch = make_pairs(stage1, arguments.batch_size)
     uniform = torch.rand(2, arguments.batch_size, dtype=torch.float64)
     shapes: dict[str, Callable[[], Tensor]] = {

@@ -6,6 +6,9 @@ shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
 training    the loop of both stages, on Ray Train
+metrics     what it says of itself: metrics.jsonl, TensorBoard
+device      where a command computes that needs no cluster
+results     what it found, as one JSON file
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
 import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
 evaluate, search, caption, answer    what the trained model can do

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +14,9 @@ import tyro
 from indexes.building import checkpoint_of
 from indexes.intervals import Estimate, bootstrap
 from indexes.recall import Recall, chance, ranks, recall
+from jobs.device import Device, torch_device
 from jobs.progress import Progress
+from jobs.results import publish_result
 from model.checkpoint import Checkpoint, check_features, load_stage1
 from model.itc import same_pairs
 from model.itm import draw_negatives
@@ -77,7 +78,7 @@ class Evaluate:
     json: bool = False
     """Print one JSON object instead of a table."""
 
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """Where ITM runs; `auto` takes a GPU where there is one."""
 
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -113,7 +114,7 @@ class Evaluate:
             "itm": self._itm(checkpoint, Pairs(features, captions, self.split)),
         }
         if self.out is not None:
-            _write(Path(self.out), result)
+            publish_result(self.out, result)
         print(json.dumps(result) if self.json else "\n".join(_table(result, recalls)))
 
     def _embeddings(self, checkpoint: Checkpoint) -> tuple[Dataset, Dataset]:
@@ -167,10 +168,7 @@ class Evaluate:
 
     def _itm(self, checkpoint: Checkpoint, pairs: Pairs) -> dict[str, Any]:
         """Accuracy on each pair, its picture with another's caption, its caption with another's."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        stage1 = load_stage1(checkpoint, device)
+        stage1 = load_stage1(checkpoint, torch_device(self.device))
         right, counted = (
             np.concatenate(part) for part in zip(*_outcomes(stage1, pairs), strict=True)
         )
@@ -237,14 +235,6 @@ def _owners(texts: list[list[str]]) -> np.ndarray:
 
 def _mean_at_1(found: Recall) -> float:
     return found.picture_to_text[1].value + found.text_to_picture[1].value
-
-
-def _write(file: Path, result: dict[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"out: {file}: {error.strerror}") from error
 
 
 def _table(result: dict[str, Any], recalls: dict[str, Recall]) -> Iterator[str]:

@@ -91,17 +91,15 @@ class Export:
 
 
 def _write_lavis(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    decoder = (
-        checkpoint.stage == 1 or not load_stage2(checkpoint)[1].model.config.is_encoder_decoder
-    )
-    positions = checkpoint.config["max_positions"]
     theirs = lavis.to_lavis(
-        checkpoint.tensors(), max_positions=positions, encoder_decoder=not decoder
+        checkpoint.tensors(),
+        max_positions=checkpoint.qformer.max_positions,
+        encoder_decoder=checkpoint.stage == 2 and load_stage2(checkpoint)[1].is_encoder_decoder,
     )
     torch.save({"model": theirs}, folder / lavis.FILE)
     _keep(checkpoint, {}, folder, None)
     lines = [f"{FILE}: the configuration and the tokenizer, which LAVIS has elsewhere"]
-    return lines + _norm_told(checkpoint, None, 1e-5)
+    return lines + _norm_told(checkpoint, None, lavis.NORM_EPS)
 
 
 def _keep(
@@ -121,7 +119,7 @@ def _keep(
 @torch.inference_mode()
 def _norm_told(checkpoint: Checkpoint, encoder: VisionEncoder | None, theirs: float) -> list[str]:
     """That `ln_vision` is computed with another epsilon there, where it is."""
-    ours = checkpoint.config.get("vision_norm_eps", 1e-5)
+    ours = checkpoint.qformer.vision_norm_eps
     if ours == theirs:
         return []
     line = f"ln_vision: its epsilon is {ours:g} here and {theirs:g} there"

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from model import lavis
-from model.checkpoint import FILE, Checkpoint, save_tensors, write_checkpoint
+from model.checkpoint import FILE, Checkpoint, qformer_of, save_tensors, write_checkpoint
 from model.encoders import EncoderConfig, EncoderSpec, load_encoder, weights_digest
 from model.foreign_weights import ForeignWeights
-from model.hub import file_digest, folder_digest, local_folder, tensors_digest
+from model.hub import folder_digest, local_folder, tensors_digest
 from model.hugging_face import (
     LACKING,
     folder_tokenizer,
@@ -22,7 +22,6 @@ from model.hugging_face import (
 )
 from model.kept_beside import Kept
 from model.language import LanguageModel, load_language_model
-from model.qformer import QFormerConfig
 from model.text import CaptionTokenizer
 from model.vision_tower import VisionTower, save_tower
 from pipeline.dataset import Dataset
@@ -146,6 +145,7 @@ class Import:
 
     def _open_lavis(self, file: Path) -> Source:
         theirs = lavis.read_lavis(file)
+        digest = Folder.at(str(file.parent)).digest(file.name)
         kept = Kept.read(file.parent) if file.name == lavis.FILE else None
         known = {"num_heads": self.num_heads} if self.num_heads else {}
         weights = _as_kept(lavis.from_lavis(theirs, known), kept)
@@ -153,7 +153,7 @@ class Import:
         if self.encoder is None and self.features is None:  # or another one is named
             tower = lavis.lavis_tower(theirs)
             weights.left_out.pop(lavis.VISION, None)
-        return Source("lavis", file_digest(file), weights, kept, tower=tower)
+        return Source("lavis", digest, weights, kept, tower=tower)
 
     def _open_hugging_face(self, name: str) -> Source:
         folder = local_folder(name)
@@ -238,8 +238,7 @@ def _as_kept(weights: ForeignWeights, kept: Kept | None) -> ForeignWeights:
         return weights
     if kept.stage != weights.stage:
         raise ConfigError(f"viaduct.safetensors: is of stage {kept.stage}, not {weights.stage}")
-    shape = {key: value for key, value in kept.config.items() if key != "language_model"}
-    return replace(weights, config=QFormerConfig(**shape))
+    return replace(weights, config=qformer_of(kept.config))
 
 
 def _end_token(source: Source, language: LanguageModel) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jobs.device import Device, torch_device
 from model.checkpoint import Checkpoint, check_features, load_encoder_of
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
@@ -39,7 +40,7 @@ class SubjectsConfig:
     weights: str | None = None
     """Weights of the vision encoder, where they came from a file; for picture files."""
 
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Device = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
@@ -65,9 +66,7 @@ class SubjectsConfig:
     @property
     def torch_device(self) -> str:
         """Where to compute."""
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from jobs.progress import Progress
+from jobs.results import publish_result
 from jobs.subjects import Subjects
-from pipeline.errors import ConfigError
-from pipeline.storage import Folder
 
 Writer = Callable[[Tensor], list[list[str]]]
 """Image tokens [B, P, C] to the texts of each picture, the best first."""
@@ -68,23 +66,10 @@ def tell(
     told = [name | {kind: its[0]} | ({plural: its} if len(its) > 1 else {}) for name, its in both]
     result = about | {plural: told}
     if config.out is not None:
-        _publish(config.out, result)
+        publish_result(config.out, result)
     if config.json:
         print(json.dumps(result))
         return
     for name, its in both:
         for text in its:
             print(f"{name['picture']}\t{text}")
-
-
-def _publish(out: str, result: dict[str, Any]) -> None:
-    """Write a result to a file, whole or not at all.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    parent, name = out.rsplit("/", 1) if "://" in out else (str(Path(out).parent), Path(out).name)
-    try:
-        Folder.at(parent).publish_json(name, result)
-    except OSError as error:
-        raise ConfigError(f"out: {out}: {error.strerror or error}") from error

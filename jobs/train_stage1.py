@@ -108,8 +108,6 @@ class Stage1Learner:
         width = features.manifest.lineage.frozen["encoder"]["width"]
         self._tokenizer = CaptionTokenizer.from_json(tokenizer)
         self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
-        if job.loop.compile:
-            self.module.qformer.compile_layers()
         self.config: dict[str, Any] = asdict(self.module.config)
 
     def batch(self, step: int) -> Stage1Batch:

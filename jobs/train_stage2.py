@@ -16,7 +16,6 @@ from model.encoders import weights_digest
 from model.language import load_language_model
 from model.language_text import caption_room, check_positions, language_batch
 from model.optimizer import OptimizerConfig
-from model.qformer import QFormerConfig
 from model.stage2 import Stage2, Stage2Batch, take_over
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
@@ -144,10 +143,8 @@ class Stage2Learner:
         self._language = load_language_model(job.language.language_model).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.loop.seed)
-            self.module = Stage2(QFormerConfig(**stage1.config), self._language.width)
+            self.module = Stage2(stage1.qformer, self._language.width)
         take_over(self.module, stage1.tensors())
-        if job.loop.compile:
-            self.module.qformer.compile_layers()
         self.config: dict[str, Any] = stage1.config | {
             "language_model": {
                 "name": job.language.language_model,

@@ -43,6 +43,7 @@ from model.optimizer import (
     set_learning_rate,
     update,
 )
+from model.qformer import QFormer
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
@@ -391,6 +392,10 @@ class _Rank:
         self._tokenizer = training.folder.read(TOKENIZER)
         self._learner = training.make_learner(self._tokenizer.decode(), device)
         module = self._learner.module.to(device).train()
+        if training.loop.compile:
+            for part in module.modules():
+                if isinstance(part, QFormer):
+                    part.compile_layers()
         self._optimizer = make_optimizer(training.optimizer, module)
         self._first = self._restore()
         self._wrapped = DistributedDataParallel(module) if ranks.num_ranks() > 1 else module

@@ -71,6 +71,11 @@ class Checkpoint:
         return f"stage {self.stage}, {self.step:,} steps, digest {self.digest[:16]}"
 
     @property
+    def qformer(self) -> QFormerConfig:
+        """Size and shape of the Q-Former."""
+        return qformer_of(self.config)
+
+    @property
     def encoder(self) -> EncoderSpec:
         """The vision encoder on whose features it was trained."""
         return EncoderSpec(**self.lineage.frozen["encoder"])
@@ -142,6 +147,11 @@ class Checkpoint:
             raise DatasetError(f"{self.folder}: {role}: {error}") from error
 
 
+def qformer_of(config: dict[str, Any]) -> QFormerConfig:
+    """What a checkpoint's configuration says of the Q-Former."""
+    return QFormerConfig(**{key: v for key, v in config.items() if key != "language_model"})
+
+
 def write_checkpoint(checkpoint: Checkpoint, contents: dict[str, bytes]) -> Checkpoint:
     """Write the files, then checkpoint.json.
 
@@ -200,7 +210,7 @@ def load_stage1(checkpoint: Checkpoint, device: str = "cpu") -> Stage1:
     if checkpoint.stage != 1:
         raise ConfigError(f"{checkpoint.folder}: is of stage {checkpoint.stage}, not 1")
     tokenizer = CaptionTokenizer.from_json(checkpoint.read("tokenizer").decode())
-    stage1 = Stage1(QFormerConfig(**checkpoint.config), tokenizer)
+    stage1 = Stage1(checkpoint.qformer, tokenizer)
     load_weights(stage1, checkpoint)
     return stage1.eval().to(device)
 
@@ -224,8 +234,7 @@ def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, La
                 f"{checkpoint.folder}: was trained for {needed['name']} with {key} "
                 f"{str(needed[key])[:16]}; the one here has {str(value)[:16]}"
             )
-    shape = {key: value for key, value in checkpoint.config.items() if key != "language_model"}
-    stage2 = Stage2(QFormerConfig(**shape), language.width)
+    stage2 = Stage2(checkpoint.qformer, language.width)
     load_weights(stage2, checkpoint)
     if end := checkpoint.config["language_model"].get("end_token"):
         # LAVIS ends OPT's captions with a line feed; as a special token it is none of the text.

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model import offline
+from model.image_transforms import SQUASH
 from model.vision_tower import VisionTower, load_tower
 from pipeline.errors import ConfigError, first_line
 
@@ -115,12 +116,12 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
             "offline:efficientnet_lite0"
         )
     backbone.eval()
-    transform = _transform(backbone, config.crop)
+    transform = _cropped(_transform(backbone), config)
     digest = weights_digest(backbone)
     layer = _check_layer(backbone, config.layer)
     probe = torch.rand(1, *transform["input_size"], generator=torch.Generator().manual_seed(0))
     tokens = _probe(config.encoder, backbone, probe, layer)
-    if not _is_vit(backbone):
+    if not is_vit(backbone):
         backbone = _folded(backbone, probe, tokens).to(memory_format=torch.channels_last)
     weights = config.weights if config.weights in ("pretrained", "random") else "file"
     num_tokens, width = tokens.shape[1:]
@@ -164,14 +165,15 @@ def weights_digest(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _is_vit(backbone: nn.Module) -> bool:
+def is_vit(backbone: nn.Module) -> bool:
+    """Whether timm's model is a ViT, with blocks of which one can be chosen."""
     return hasattr(backbone, "blocks") and hasattr(backbone, "pos_embed")
 
 
 def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
     if isinstance(backbone, VisionTower):
         return backbone(pictures)
-    if not _is_vit(backbone):
+    if not is_vit(backbone):
         maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
         if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
             maps = maps.movedim(-1, 1)
@@ -190,26 +192,28 @@ def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
 
 
 def _check_layer(backbone: Any, layer: int) -> int:
-    if not _is_vit(backbone):
+    if not is_vit(backbone):
         return -1
     if -layer > len(backbone.blocks):
         raise ConfigError(f"layer: {layer}, but the encoder has {len(backbone.blocks)} blocks")
     return layer
 
 
-def _transform(backbone: nn.Module, crop: str) -> dict[str, Any]:
+def _cropped(transform: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
+    return transform | (SQUASH if config.crop == "squash" else {})
+
+
+def _transform(backbone: nn.Module) -> dict[str, Any]:
     known = timm.data.resolve_model_data_config(backbone)
     names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    own = {name: known[name] for name in names}
-    return own | ({"crop_pct": 1.0, "crop_mode": "squash"} if crop == "squash" else {})
+    return {name: known[name] for name in names}
 
 
 def _vision_tower(name: str, config: EncoderConfig) -> VisionEncoder:
     if config.weights != "pretrained":
         raise ConfigError(f"weights: {config.weights!r}, but {config.encoder} has its own")
     tower, transform = load_tower(name)
-    if config.crop == "squash":
-        transform |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    transform = _cropped(transform, config)
     probe = torch.zeros(1, *transform["input_size"])
     num_tokens, width = _probe(config.encoder, tower, probe, -1).shape[1:]
     digest = weights_digest(tower)

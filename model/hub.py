@@ -11,8 +11,14 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.lineage import canonical_digest
+from pipeline.storage import Folder
 
 _NEEDED = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+def expanded(name: str) -> str:
+    """A folder or a name on the hub, as transformers takes it; of a folder `~` is resolved."""
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def local_folder(name: str) -> Path:
@@ -79,14 +85,9 @@ def tensors_digest(folder: Path, wanted: Callable[[str], bool]) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Of a checkpoint's weights and its configuration, as bytes."""
+    home = Folder.at(str(folder))
     files = [*_files(folder), *folder.glob("config.json")]
-    return canonical_digest({file.name: file_digest(file) for file in files})
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return canonical_digest({file.name: home.digest(file.name) for file in files})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -11,6 +11,9 @@ BLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 BLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the colours, by which BLIP-2 normalises pictures; CLIP's."""
 
+SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
+"""The whole picture whatever its shape, as BLIP-2 sees it; in timm's words."""
+
 _INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 """timm's names, PIL's numbers."""
 

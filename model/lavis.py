@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.foreign_weights import ForeignWeights, config_of
-from model.image_transforms import BLIP_MEAN, BLIP_STD
+from model.image_transforms import BLIP_MEAN, BLIP_STD, SQUASH
 from model.vision_tower import VisionTower, make_tower
 from model.vit_as_tower import tower_config, tower_tensors
 from model.weight_names import lavis_names, renamed, under_their_names
@@ -24,6 +24,9 @@ ENCODER = "timm:eva_giant_patch14_clip_224.laion400m"
 
 FILE = "model.pth"
 """Of an exported checkpoint."""
+
+NORM_EPS = 1e-5
+"""Of its `ln_vision`."""
 
 VISION = "the vision encoder"
 """Why its tensors are none of the Q-Former's."""
@@ -125,7 +128,6 @@ def lavis_tower(theirs: Mapping[str, Tensor]) -> tuple[VisionTower, dict[str, An
         "interpolation": "bicubic",
         "mean": BLIP_MEAN,
         "std": BLIP_STD,
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
+        **SQUASH,
     }
     return make_tower(config, tensors, _TOWER), transform

@@ -83,7 +83,7 @@ class Attention(nn.Module):
         else:
             of_rows = list(self._project(rows, view, self.key, self.value))
             rows, view = rows.index_select(0, wanted), view.only(wanted)
-            (queries,) = self._project(rows, view, self.query)
+            queries = self._heads(view.spread(self.query(rows)))
         keys, values = of_rows
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self, rows: Float[Tensor, "R D"], keys_values: KeysValues, view: View
     ) -> Float[Tensor, "R D"]:
         """Cross-attention to keys and values, one of them for each sequence of the view."""
-        (queries,) = self._project(rows, view, self.query)
+        queries = self._heads(view.spread(self.query(rows)))
         return self._attend(rows, queries, keys_values, view)
 
     def keys_values_of_norm(self, normed: Float[Tensor, "N P C"], norm: nn.LayerNorm) -> KeysValues:

@@ -47,7 +47,7 @@ def written(
     present: Bool[Tensor, "N S"], num_queries: int, num_tokens: int
 ) -> Bool[Tensor, "N 1 T P"]:
     """The last T tokens of a text see the queries and the text up to themselves; P = Q + S."""
-    seen = torch.cat([present.new_ones(len(present), num_queries), present], dim=1)
-    num_all = seen.shape[1]
+    seen = all_see_all(present, num_queries)
+    num_all = seen.shape[-1]
     earlier = present.new_ones(num_tokens, num_all).tril(num_all - num_tokens)
-    return seen[:, None, None, :] & earlier
+    return seen & earlier

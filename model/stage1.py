@@ -254,20 +254,19 @@ class Stage1(nn.Module):
         ids, present = (
             gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
         )
-        logits = self._match(
+        logits = self.match_logits(
             [(image_keys, 2), (drawn_keys, 1)], joined([own, Texts.packed(ids, present), own])
         )
         labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         labels[: len(own.ids)] = 1
         return logits, labels, torch.cat([has_picture & has_text, has_text, has_picture])
 
-    def match_logits(
-        self, image_keys: ImageKeys, ids: Int[Tensor, "N T"], present: Bool[Tensor, "N T"]
-    ) -> Float[Tensor, "N 2"]:
-        """Scores of unmatched and matched: the ITM head on each query output, averaged."""
-        return self._match([(image_keys, 1)], Texts.packed(ids, present))
+    def match_logits(self, images: Images, texts: Texts) -> Float[Tensor, "N 2"]:
+        """Scores of unmatched and matched: the ITM head on each query output, averaged.
 
-    def _match(self, images: Images, texts: Texts) -> Float[Tensor, "N 2"]:
+        Args:
+            images, texts: as `QFormer.see_and_read` has them.
+        """
         return self.itm_head(self.qformer.see_and_read(images, texts)).mean(dim=1)
 
     @torch.inference_mode()

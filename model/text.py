@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from model.hub import expanded
 from pipeline.errors import ConfigError, DatasetError, first_line
 
 PAD, UNKNOWN, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
@@ -33,7 +34,7 @@ def text_folder(name: str) -> str:
     """
     kind, _, rest = name.partition(":")
     if kind == "hf" and rest:
-        return str(Path(rest).expanduser()) if rest.startswith("~") else rest
+        return expanded(rest)
     if kind != "offline" or rest not in _OFFLINE:
         raise ConfigError(f"{name!r} is neither hf:NAME_OR_FOLDER nor offline:minilm")
     module, folder, package = _OFFLINE[rest]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig
 
-from model.encoders import VisionEncoder
+from model.encoders import VisionEncoder, is_vit
 from model.vision_tower import VisionTower, make_tower
 from pipeline.errors import ConfigError
 
@@ -108,7 +108,7 @@ def tower_of(encoder: VisionEncoder) -> VisionTower:
     name = encoder.spec.name
     if isinstance(backbone, VisionTower):
         return backbone
-    if not hasattr(backbone, "blocks") or not hasattr(backbone, "pos_embed"):
+    if not is_vit(backbone):
         raise ConfigError(f"{name}: is no ViT, and transformers' BLIP-2 has no other vision tower")
     blocks = backbone.blocks
     tensors = tower_tensors(backbone.state_dict(), len(blocks) + encoder.spec.layer + 1, name)

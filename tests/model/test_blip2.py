@@ -19,6 +19,7 @@ from model.language_generation import write_texts
 from model.language_text import CAPTION_PROMPT, language_batch, prompt_ids
 from model.qformer import QFormerConfig
 from model.stage2 import Stage2, Stage2Batch
+from model.weight_names import TRANSFORMERS
 
 QUERIES, LAYERS = 4, 3
 NORMS = ("post_layernorm", "LayerNorm", "layernorm", "layer_norm")
@@ -60,39 +61,6 @@ def make_theirs(family: str, vocab_size: int) -> Blip2ForConditionalGeneration:
     return model.double().eval()
 
 
-def their_name(ours: str) -> str:
-    """What transformers calls a weight of `Stage2`."""
-    attention = {
-        "query": "attention.query",
-        "key": "attention.key",
-        "value": "attention.value",
-        "output": "output.dense",
-        "norm": "output.LayerNorm",
-    }
-    feed_forward = {
-        "up": "intermediate_query.dense",
-        "down": "output_query.dense",
-        "norm": "output_query.LayerNorm",
-    }
-    table = {
-        "ln_vision": "vision_model.post_layernorm",
-        "qformer.query_tokens": "query_tokens",
-        "qformer.embeddings.norm": "qformer.layernorm",
-        "projection": "language_projection",
-    }
-    for number in range(LAYERS):
-        layer, theirs = f"qformer.layers.{number}", f"qformer.encoder.layer.{number}"
-        for part, name in attention.items():
-            table[f"{layer}.attention.{part}"] = f"{theirs}.attention.{name}"
-            table[f"{layer}.look.{part}"] = f"{theirs}.crossattention.{name}"
-        for part, name in feed_forward.items():
-            table[f"{layer}.query_feed_forward.{part}"] = f"{theirs}.{name}"
-    if ours in table:
-        return table[ours]
-    module, kind = ours.rsplit(".", 1)
-    return f"{table[module]}.{kind}"
-
-
 class Both:
     """The two models, with the same weights, in float64."""
 
@@ -109,7 +77,9 @@ class Both:
         self.ours = Stage2(config, 16).double().eval()
         self.ours.ln_vision.eps = 1e-6  # transformers'
         weights = self.theirs.state_dict()
-        self.ours.load_state_dict({n: weights[their_name(n)] for n in self.ours.state_dict()})
+        self.ours.load_state_dict(
+            {n: weights[TRANSFORMERS.theirs(n)] for n in self.ours.state_dict()}
+        )
         self.language = LanguageModel(f"hf:{family}", self.theirs.language_model, tokenizer)
         generator = torch.Generator().manual_seed(1)
         self.pixels = torch.randn(4, 3, 8, 8, generator=generator).double()

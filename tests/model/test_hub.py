@@ -8,8 +8,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from model import hub
-from model.hub import file_digest, folder_digest, local_folder, read_tensors, tensors_digest
+from model.hub import folder_digest, local_folder, read_tensors, tensors_digest
 from pipeline.errors import ConfigError
+from pipeline.storage import Folder
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_digest_covers_what_is_wanted_however_it_is_stored(folder, tmp_path_fa
 
 def test_a_folders_digest_is_of_its_files(folder):
     digest = folder_digest(folder)
-    assert file_digest(folder / "config.json") == hashlib.sha256(b"{}").hexdigest()
+    assert Folder.at(str(folder)).digest("config.json") == hashlib.sha256(b"{}").hexdigest()
     (folder / "notes.txt").write_text("x")
     assert folder_digest(folder) == digest
     (folder / "config.json").write_text('{"a": 1}')
