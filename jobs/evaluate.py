@@ -203,9 +203,9 @@ def _outcomes(stage1: Stage1, pairs: Pairs) -> Iterator[tuple[np.ndarray, np.nda
             logits, labels, counted = stage1.match(
                 batch, stage1.image_keys(batch.tokens), *by_chance
             )
-        right = (logits.argmax(dim=1) == labels) & counted
-        progress.advance(len(labels) // 3)
-        yield right.view(3, -1).T.cpu().numpy(), counted.view(3, -1).T.cpu().numpy()
+        right = (logits.argmax(dim=2) == labels) & counted
+        progress.advance(len(labels))
+        yield right.cpu().numpy(), counted.cpu().numpy()
     progress.close()
 
 

@@ -3,9 +3,11 @@
 Rows lie one after another without padding (`model.packing`); attention alone sees the padded view.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.packing import View
@@ -32,8 +34,8 @@ def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-KeysValues = tuple[Float[Tensor, "_ H _ K"], Float[Tensor, "_ H _ K"]]
-"""Keys and values of H heads of width K = D / H, over S positions."""
+KeysValues = tuple[Float[Tensor, "_ _ D"], Float[Tensor, "_ _ D"]]
+"""Keys and values of each position of some sequences."""
 
 
 class Attention(nn.Module):
@@ -78,23 +80,30 @@ class Attention(nn.Module):
         Returns:
             Their outputs, and the keys and values of all rows, past ones included.
         """
-        if wanted is None:
-            queries, *of_rows = self._project(rows, view, self.query, self.key, self.value)
-        else:
-            of_rows = list(self._project(rows, view, self.key, self.value))
+        keys, values = (view.spread(its(rows)) for its in (self.key, self.value))
+        if wanted is not None:
             rows, view = rows.index_select(0, wanted), view.only(wanted)
-            queries = self._heads(view.spread(self.query(rows)))
-        keys, values = of_rows
         if past is not None:
-            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        return self._attend(rows, queries, (keys, values), view), (keys, values)
+            keys, values = torch.cat([past[0], keys], dim=1), torch.cat([past[1], values], dim=1)
+        attended = self._attend(view.spread(self.query(rows)), (keys, values), view.mask)
+        return self._after(rows, view.collect(attended)), (keys, values)
 
     def look(
-        self, rows: Float[Tensor, "R D"], keys_values: KeysValues, view: View
+        self, rows: Float[Tensor, "R D"], pictures: Sequence[tuple[KeysValues, int]]
     ) -> Float[Tensor, "R D"]:
-        """Cross-attention to keys and values, one of them for each sequence of the view."""
-        queries = self._heads(view.spread(self.query(rows)))
-        return self._attend(rows, queries, keys_values, view)
+        """Cross-attention to pictures.
+
+        Args:
+            rows: of the queries.
+            pictures: their keys and values, and how many rows look at each: the rows of one lie
+                side by side.
+        """
+        parts = self.query(rows).split([len(keys) * num for (keys, _), num in pictures])
+        attended = [
+            self._attend(part.unflatten(0, (-1, num)), its).flatten(0, 1)
+            for part, (its, num) in zip(parts, pictures, strict=True)
+        ]
+        return self._after(rows, torch.cat(attended))
 
     def keys_values_of_norm(self, normed: Float[Tensor, "N P C"], norm: nn.LayerNorm) -> KeysValues:
         """Keys and values of what a norm gives, its scale and shift folded into the weights.
@@ -105,37 +114,35 @@ class Attention(nn.Module):
             normed: without scale and shift.
             norm: whose scale and shift are meant.
         """
-        weight = torch.cat([self.key.weight, self.value.weight])
-        bias = torch.cat([self.key.bias, self.value.bias]) + weight @ norm.bias
-        keys, values = F.linear(normed, weight * norm.weight, bias).chunk(2, dim=-1)
-        return self._heads(keys), self._heads(values)
-
-    def _project(
-        self, rows: Float[Tensor, "R D"], view: View, *maps: nn.Linear
-    ) -> tuple[Float[Tensor, "N H S K"], ...]:
-        """Rows through several linear maps, in one product."""
-        weight, bias = (torch.cat([getattr(m, k) for m in maps]) for k in ("weight", "bias"))
-        parts = view.spread(F.linear(rows, weight, bias)).chunk(len(maps), dim=-1)
-        return tuple(map(self._heads, parts))
+        keys, values = (
+            F.linear(normed, its.weight * norm.weight, its(norm.bias))
+            for its in (self.key, self.value)
+        )
+        return keys, values
 
     def _attend(
         self,
-        rows: Float[Tensor, "R D"],
-        queries: Float[Tensor, "N H S K"],
+        queries: Float[Tensor, "N T D"],
         keys_values: KeysValues,
-        view: View,
-    ) -> Float[Tensor, "R D"]:
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "N T D"]:
+        keys, values = keys_values
         attended = F.scaled_dot_product_attention(
-            queries,
-            *keys_values,
-            attn_mask=view.mask,
+            self._heads(queries),
+            self._heads(keys),
+            self._heads(values),
+            attn_mask=mask,
             dropout_p=self.dropout_rate if self.training else 0.0,
         )
-        attended = view.collect(attended.transpose(1, 2).flatten(2))
-        return self.norm(rows + self.dropout(self.output(attended)))
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, rows: Float[Tensor, "N S D"]) -> Float[Tensor, "N H S K"]:
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _after(
+        self, rows: Float[Tensor, "R D"], attended: Float[Tensor, "R D"]
+    ) -> Float[Tensor, "R D"]:
+        return self.norm(rows + self.dropout(self.output(attended)))
 
 
 class FeedForward(nn.Module):

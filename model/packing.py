@@ -4,9 +4,7 @@ Whatever is done position by position (projections, feed-forward nets, norms) is
 lie one after another, none of them padding. Only attention needs sequences side by side.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,61 +70,68 @@ class Texts:
         return Texts(*(x.to(device, non_blocking=non_blocking) for x in vars(self).values()))
 
 
-def joined(parts: Sequence[Texts]) -> Texts:
-    """One after another, as wide as the widest."""
-    width = max(part.width for part in parts)
-    parts = [part.widened(width) for part in parts]
-    before = accumulate((part.ids.numel() for part in parts), initial=0)
-    return Texts(
-        torch.cat([part.ids for part in parts]),
-        torch.cat([part.present for part in parts]),
-        torch.cat([start + part.places for start, part in zip(before, parts, strict=False)]),
-    )
-
-
-@dataclass(frozen=True)
 class View:
-    """Where rows lie in the padded view [N, S], in which sequences attend to themselves."""
+    """Where rows lie in the padded view [N, S], in which sequences attend to themselves.
 
-    num_sequences: int
-    """N"""
-    width: int
-    """S"""
-    places: Int[Tensor, " R"] | None = None
-    """Of the rows in the flattened view; None where they fill it in order."""
-    mask: Bool[Tensor, "..."] | None = None
-    """Which position each may see, broadcast to [N, heads, S, S]; None for all."""
+    Args:
+        num_sequences: N
+        width: S
+        places: of the rows in the flattened view; None where they fill it in order.
+        mask: which position each may see, broadcast to [N, heads, S, S]; None for all. Nobody
+            may see padding.
+    """
 
-    @property
-    def num_rows(self) -> int:
-        """R"""
-        return self.num_sequences * self.width if self.places is None else len(self.places)
+    def __init__(
+        self,
+        num_sequences: int,
+        width: int,
+        places: Int[Tensor, " R"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> None:
+        self.num_sequences = num_sequences
+        self.width = width
+        self.places = places
+        self.mask = mask
+        self._rows = None if places is None else _row_of_each(places, num_sequences * width)
 
     def spread(self, rows: Float[Tensor, "R W"]) -> Float[Tensor, "N S W"]:
-        """Rows at their places, zeros where there are none."""
+        """Rows at their places; padding holds anything, and has no gradient."""
         if self.places is not None:
-            rows = _put(rows, self.places, self.num_sequences * self.width)
+            rows = _Spread.apply(rows, self._rows, self.places)
         return rows.unflatten(0, (self.num_sequences, self.width))
 
     def collect(self, spread: Float[Tensor, "N S W"]) -> Float[Tensor, "R W"]:
         """The rows out of the padded view."""
         flat = spread.flatten(0, 1)
-        return flat if self.places is None else _Take.apply(flat, self.places)
+        return flat if self.places is None else _Collect.apply(flat, self.places)
 
     def only(self, wanted: Int[Tensor, " R"]) -> "View":
         """The view of some of the rows."""
-        if self.places is None:
-            return replace(self, places=wanted)
-        return replace(self, places=self.places[wanted])
+        places = wanted if self.places is None else self.places[wanted]
+        return View(self.num_sequences, self.width, places, self.mask)
 
 
-def _put(rows: Float[Tensor, "R W"], places: Int[Tensor, " R"], num: int) -> Float[Tensor, "M W"]:
-    return rows.new_zeros(num, rows.shape[1]).index_copy(0, places, rows)
+def _row_of_each(places: Int[Tensor, " R"], num: int) -> Int[Tensor, " M"]:
+    rows = torch.arange(len(places), device=places.device)
+    return torch.zeros(num, dtype=torch.long, device=places.device).index_copy(0, places, rows)
 
 
-class _Take(torch.autograd.Function):
-    """Rows by their places, each taken once: PyTorch's own gradient would add up, which is slow."""
+# PyTorch's own gradients of picking rows add up, which is slow; here each row has one place.
 
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor, row_of_each: Tensor, places: Tensor) -> Tensor:
+        context.save_for_backward(places)
+        return rows.index_select(0, row_of_each)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = context.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, flat: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(places)
@@ -136,24 +141,8 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (places,) = context.saved_tensors
-        return _put(gradient, places, context.num), None
-
-
-def image_view(num_pictures: int, num_blocks: int, num_queries: int, device: Any) -> View:
-    """The queries that look at each picture, side by side, so that its keys lie there once.
-
-    Args:
-        num_pictures: B
-        num_blocks: of sequences, each with one for every picture.
-        num_queries: Q, of a sequence; the rows are [block, picture, query].
-    """
-    if num_blocks == 1:
-        return View(num_pictures, num_queries)
-    block, picture, query = (
-        torch.arange(n, device=device) for n in (num_blocks, num_pictures, num_queries)
-    )
-    places = (picture[:, None] * num_blocks + block[:, None, None]) * num_queries + query
-    return View(num_pictures, num_blocks * num_queries, places.flatten())
+        everywhere = gradient.new_zeros(context.num, gradient.shape[1])
+        return everywhere.index_copy_(0, places, gradient), None
 
 
 def query_places(

@@ -25,14 +25,14 @@ from model.layers import (
     init_std,
     initialise,
 )
-from model.packing import Texts, View, image_view, query_places, text_places
+from model.packing import Texts, View, query_places, text_places
 from pipeline.errors import ConfigError
 
 ImageKeys = list[KeysValues]
 """Keys and values of a picture's tokens, for each layer with cross-attention."""
 
 Images = Sequence[tuple[ImageKeys, int]]
-"""Pictures, and how many blocks of sequences look at them: a block has a sequence for each."""
+"""Pictures, and how many sequences look at each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +155,8 @@ class QFormer(nn.Module):
         """Queries and text see each other, and the queries the pictures; the query outputs.
 
         Args:
-            images: whose blocks, one after another, have a sequence for each text.
-            texts: to be read.
+            images: the pictures.
+            texts: to be read, in the order of the pictures; those of one lie side by side.
         """
         num_texts, num_queries = len(texts.ids), self.config.num_queries
         width = num_queries + texts.width
@@ -228,7 +228,7 @@ class QFormer(nn.Module):
         """
         num_texts, num_tokens = ids.shape
         num_queries = self.config.num_queries
-        first = past[0][0].shape[2] - num_queries
+        first = past[0][0].shape[1] - num_queries
         positions = torch.arange(first, first + num_tokens, device=ids.device)
         rows = self.embeddings(tokens=ids.flatten(), positions=positions.repeat(num_texts))
         mask = masks.written(present, num_queries, num_tokens)
@@ -267,15 +267,13 @@ class QFormer(nn.Module):
             Their outputs, and the keys and values of each layer.
         """
         num_queries = self.config.num_queries if images else 0
-        blocks = [
-            image_view(len(keys[0][0]), times, num_queries, rows.device) for keys, times in images
-        ]
         seen = zip(*(keys for keys, _ in images), strict=True)
+        rows_of_each = [times * num_queries for _, times in images]
         num_seeing = view.num_sequences * num_queries
         present: list[KeysValues] = []
         for number, layer in enumerate(self.layers):
             looks = images and layer.look is not None
-            pictures = list(zip(next(seen), blocks, strict=True)) if looks else []
+            pictures = list(zip(next(seen), rows_of_each, strict=True)) if looks else []
             before = None if past is None else past[number]
             last = number == len(self.layers) - 1
             rows, kept = layer(rows, view, num_seeing, pictures, before, wanted if last else None)
@@ -301,7 +299,7 @@ class Layer(nn.Module):
         rows: Float[Tensor, "R D"],
         view: View,
         num_queries: int,
-        pictures: list[tuple[KeysValues, View]],
+        pictures: list[tuple[KeysValues, int]],
         past: KeysValues | None,
         wanted: Int[Tensor, " W"] | None,
     ) -> tuple[Float[Tensor, "W D"], KeysValues]:
@@ -309,16 +307,14 @@ class Layer(nn.Module):
 
         Args:
             num_queries: rows that are queries.
-            pictures: keys and values that they look at, each with the view of those that do.
+            pictures: keys and values that they look at, and how many of them look at each.
         """
         rows, keys_values = self.attention.look_at_each_other(rows, view, past, wanted)
         queries, text = rows.split([num_queries, len(rows) - num_queries])
         parts = []
         if num_queries:
             if self.look is not None and pictures:
-                sizes = [its.num_rows for _, its in pictures]
-                each = zip(queries.split(sizes), pictures, strict=True)
-                queries = torch.cat([self.look.look(part, keys, its) for part, (keys, its) in each])
+                queries = self.look.look(queries, pictures)
             parts.append(self.query_feed_forward(queries))
         if len(text) or not num_queries:
             if self.text_feed_forward is None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor, nn
 
 from model.itc import contrastive_loss, same_pairs, similarity
 from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
-from model.packing import Texts, joined
+from model.packing import Texts
 from model.qformer import ImageKeys, Images, QFormer, QFormerConfig
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
@@ -197,7 +197,8 @@ class Stage1(nn.Module):
                 draw_negatives(sim, same, hardness=itm_hardness, uniform=u)
                 for sim, u in zip((sim_t2i, sim_i2t), mine, strict=True)
             ]
-            total, right, count = match_loss(*self.match(batch, image_keys, *draws))
+            matched = self.match(batch, image_keys, *draws)
+            total, right, count = match_loss(*(part.flatten(0, 1) for part in matched))
             losses["itm"] = mean_over_ranks(total, count)
             losses["itm_accuracy"] = mean_over_ranks(right.float(), count)
             loss = loss + losses["itm"]
@@ -228,8 +229,8 @@ class Stage1(nn.Module):
 
     def match(
         self, batch: Stage1Batch, image_keys: ImageKeys, pictures: Draw, texts: Draw
-    ) -> tuple[Float[Tensor, "N 2"], Int[Tensor, " N"], Bool[Tensor, " N"]]:
-        """ITM over pairs, pictures with drawn texts, texts with drawn pictures: N = 3 B.
+    ) -> tuple[Float[Tensor, "B 3 2"], Int[Tensor, "B 3"], Bool[Tensor, "B 3"]]:
+        """ITM over each pair, its picture with a drawn text, and its text with a drawn picture.
 
         Args:
             batch: of this rank.
@@ -238,7 +239,7 @@ class Stage1(nn.Module):
                 one (`draw_negatives`).
 
         Returns:
-            Scores, labels (1 is matched), and which of the N count.
+            Scores, labels (1 is matched), and which count.
         """
         (drawn_pictures, has_picture), (drawn_texts, has_text) = pictures, texts
         if num_ranks() == 1:
@@ -249,17 +250,22 @@ class Stage1(nn.Module):
         else:
             drawn_keys = self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures])
         # Ranks have other longest captions, and exchange them at one width.
-        own = batch.texts
-        whole = own if num_ranks() == 1 else own.widened(self.config.max_text_tokens)
-        ids, present = (
-            gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
+        width = self.config.max_text_tokens
+        own = batch.texts if num_ranks() == 1 else batch.texts.widened(width)
+
+        def with_drawn(values: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "N T"]:
+            drawn = gathered(values, gradient=False)[drawn_texts]
+            return torch.cat([torch.stack([values, drawn], dim=1).flatten(0, 1), values])
+
+        scores = self.match_logits(
+            [(image_keys, 2), (drawn_keys, 1)],
+            Texts.packed(with_drawn(own.ids), with_drawn(own.present)),
         )
-        logits = self.match_logits(
-            [(image_keys, 2), (drawn_keys, 1)], joined([own, Texts.packed(ids, present), own])
-        )
-        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        labels[: len(own.ids)] = 1
-        return logits, labels, torch.cat([has_picture & has_text, has_text, has_picture])
+        of_pictures, of_drawn = scores.split([2 * len(own.ids), len(own.ids)])
+        logits = torch.cat([of_pictures.unflatten(0, (-1, 2)), of_drawn[:, None]], dim=1)
+        labels = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
+        labels[:, 0] = 1
+        return logits, labels, torch.stack([has_picture & has_text, has_text, has_picture], dim=1)
 
     def match_logits(self, images: Images, texts: Texts) -> Float[Tensor, "N 2"]:
         """Scores of unmatched and matched: the ITM head on each query output, averaged.

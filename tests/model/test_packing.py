@@ -5,18 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packing import Texts, View, joined, query_places, text_places
+from model.packing import Texts, View, query_places, text_places
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 
-def texts_of(lengths: list[int], width: int | None = None, start: int = 10) -> Texts:
+def texts_of(lengths: list[int], width: int | None = None) -> Texts:
     """Text n holds 10 n, 10 n + 1, ...; its padding is -1."""
     width = width or max(lengths)
     present = torch.arange(width) < torch.tensor(lengths)[:, None]
-    ids = start + 10 * torch.arange(len(lengths))[:, None] + torch.arange(width)
+    ids = 10 + 10 * torch.arange(len(lengths))[:, None] + torch.arange(width)
     return Texts.packed(ids.masked_fill(~present, -1), present)
 
 
@@ -34,17 +34,6 @@ def test_tokens_come_text_by_text_whatever_the_padding(lengths, more):
     assert wide.tokens.tolist() == texts.tokens.tolist()
     assert wide.position.tolist() == texts.position.tolist()
     assert wide.present.sum() == sum(lengths)
-
-
-@settings(max_examples=40, deadline=None)
-@given(first=LENGTHS, second=LENGTHS)
-def test_joined_texts_are_one_list_of_texts(first, second):
-    both = joined([texts_of(first), texts_of(second, start=10 + 10 * len(first))])
-    expected = texts_of(first + second)
-    assert both.tokens.tolist() == expected.tokens.tolist()
-    assert both.text.tolist() == expected.text.tolist()
-    assert both.position.tolist() == expected.position.tolist()
-    assert torch.equal(both.present, expected.present)
 
 
 def test_a_gpu_keeps_padding_rather_than_wait_for_its_number():
@@ -72,9 +61,23 @@ def test_rows_come_back_from_the_view(lengths, num_queries):
         assert torch.equal(spread[n, :num_queries], rows[n * num_queries : (n + 1) * num_queries])
         text = spread[n, num_queries:]
         assert torch.equal(text[:length], rows[first : first + length])
-        assert (text[length:] == 0).all()
     some = torch.tensor([len(rows) - 1, 0])
     assert torch.equal(view.only(some).collect(spread), rows[some])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS)
+def test_gradients_come_back_from_the_view(lengths):
+    texts = texts_of(lengths)
+    view = View(len(lengths), texts.width, texts.places)
+    rows = torch.randn(len(texts.places), 2, dtype=torch.float64, requires_grad=True)
+
+    def through_the_view(rows):
+        # Only rows are read again, and one of them is read where all others stand.
+        spread = view.spread(rows)
+        return view.collect(spread * spread[0, 0].sin())
+
+    assert torch.autograd.gradcheck(through_the_view, rows)
 
 
 def test_a_full_view_is_the_rows_in_order():

@@ -227,7 +227,7 @@ def test_writing_in_steps_is_writing_at_once(qformer, tokens, ids, present, step
         parts.append(scores)
         done = stop
     torch.testing.assert_close(torch.cat(parts, dim=1)[present], at_once[present])
-    assert past[0][0].shape == whole_past[0][0].shape == (3, 3, 4 + 6, 8)
+    assert past[0][0].shape == whole_past[0][0].shape == (3, 4 + 6, 24)
 
 
 @torch.no_grad()
