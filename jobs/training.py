@@ -139,7 +139,8 @@ class Learner(Protocol):
         """What is needed to make the module anew; stored in the checkpoint."""
 
     def batch(self, step: int) -> Any:
-        """This rank's part of the global batch of a step, with a method `to(device)`."""
+        """This rank's part of the global batch of a step, with the methods `pin_memory()` and
+        `to(device)`."""
 
     def losses(self, module: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
         """`loss`, which is minimised, and what else is to be logged.
@@ -406,7 +407,7 @@ class _Rank:
     def run(self) -> None:
         loop = self._training.loop
         begun = time.monotonic()
-        batches = ahead(self._learner.batch, range(self._first, loop.steps))
+        batches = ahead(self._batch, range(self._first, loop.steps))
         for step in range(self._first, loop.steps):
             asked = time.monotonic()
             batch = next(batches)
@@ -427,6 +428,10 @@ class _Rank:
                 self._save(done)
         if self._metrics:
             self._metrics.close()
+
+    def _batch(self, step: int) -> Any:
+        batch = self._learner.batch(step)
+        return batch.pin_memory() if self._device.type == "cuda" else batch
 
     def _update(self, batch: Any, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """One update; what is to be logged, and whether it was skipped."""

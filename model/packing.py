@@ -4,6 +4,7 @@ Whatever is done position by position (projections, feed-forward nets, norms) is
 lie one after another, none of them padding. Only attention needs sequences side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,33 @@ class Texts:
         places = self.text * width + self.position
         return Texts(F.pad(self.ids, more), F.pad(self.present, more), places)
 
+    def pin_memory(self) -> "Texts":
+        """The texts where a GPU can fetch them while the host goes on."""
+        return Texts(*(x.pin_memory() for x in vars(self).values()))
+
     def to(self, device: Any, *, non_blocking: bool = False) -> "Texts":
         """The texts on another device."""
         return Texts(*(x.to(device, non_blocking=non_blocking) for x in vars(self).values()))
+
+
+def joined(parts: Sequence[tuple[Texts, Int[Tensor, " M"]]]) -> Texts:
+    """Several lists of texts as one, as wide as the widest.
+
+    Args:
+        parts: each list, and the number that each of its texts gets in the whole.
+    """
+    num, width = sum(len(numbers) for _, numbers in parts), max(its.width for its, _ in parts)
+    first = parts[0][0]
+    ids, present = first.ids.new_zeros(num, width), first.present.new_zeros(num, width)
+    places = []
+    for texts, numbers in parts:
+        wide = texts.widened(width)
+        ids, present = (
+            ids.index_copy(0, numbers, wide.ids),
+            present.index_copy(0, numbers, wide.present),
+        )
+        places.append(numbers[wide.text] * width + wide.position)
+    return Texts(ids, present, torch.cat(places).sort().values)
 
 
 class View:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from model.itc import contrastive_loss, same_pairs, similarity
 from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
-from model.packing import Texts
+from model.packing import Texts, joined
 from model.qformer import ImageKeys, Images, QFormer, QFormerConfig
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.text import CaptionTokenizer
@@ -91,6 +91,10 @@ class Stage1Batch:
     """A key, equal where pictures are."""
     caption: Int[Tensor, " B"]
     """A key, equal where captions are."""
+
+    def pin_memory(self) -> "Stage1Batch":
+        """The batch where a GPU can fetch it while the host goes on."""
+        return Stage1Batch(*(value.pin_memory() for value in vars(self).values()))
 
     def to(self, device: Any) -> "Stage1Batch":
         """The batch on another device."""
@@ -250,17 +254,20 @@ class Stage1(nn.Module):
         else:
             drawn_keys = self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures])
         # Ranks have other longest captions, and exchange them at one width.
-        width = self.config.max_text_tokens
-        own = batch.texts if num_ranks() == 1 else batch.texts.widened(width)
-
-        def with_drawn(values: Shaped[Tensor, "B T"]) -> Shaped[Tensor, "N T"]:
-            drawn = gathered(values, gradient=False)[drawn_texts]
-            return torch.cat([torch.stack([values, drawn], dim=1).flatten(0, 1), values])
-
-        scores = self.match_logits(
-            [(image_keys, 2), (drawn_keys, 1)],
-            Texts.packed(with_drawn(own.ids), with_drawn(own.present)),
+        own, width = batch.texts, self.config.max_text_tokens
+        whole = own if num_ranks() == 1 else own.widened(width)
+        ids, present = (
+            gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
         )
+        pair = torch.arange(len(own.ids), device=own.ids.device)
+        texts_of_all = joined(
+            [
+                (own, 2 * pair),
+                (Texts.packed(ids, present), 2 * pair + 1),
+                (own, 2 * len(pair) + pair),
+            ]
+        )
+        scores = self.match_logits([(image_keys, 2), (drawn_keys, 1)], texts_of_all)
         of_pictures, of_drawn = scores.split([2 * len(own.ids), len(own.ids)])
         logits = torch.cat([of_pictures.unflatten(0, (-1, 2)), of_drawn[:, None]], dim=1)
         labels = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)

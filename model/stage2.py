@@ -30,6 +30,10 @@ class Stage2Batch:
     targets: Int[Tensor, "B S"]
     """What it is to write; IGNORED where nothing is learned."""
 
+    def pin_memory(self) -> "Stage2Batch":
+        """The batch where a GPU can fetch it while the host goes on."""
+        return Stage2Batch(*(value.pin_memory() for value in vars(self).values()))
+
     def to(self, device: Any) -> "Stage2Batch":
         """The batch on another device."""
         return Stage2Batch(*(value.to(device, non_blocking=True) for value in vars(self).values()))

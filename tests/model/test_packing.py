@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packing import Texts, View, query_places, text_places
+from model.packing import Texts, View, joined, query_places, text_places
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,6 +34,19 @@ def test_tokens_come_text_by_text_whatever_the_padding(lengths, more):
     assert wide.tokens.tolist() == texts.tokens.tolist()
     assert wide.position.tolist() == texts.position.tolist()
     assert wide.present.sum() == sum(lengths)
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=LENGTHS, second=LENGTHS, order=st.randoms(use_true_random=False))
+def test_joined_texts_are_one_list_of_texts(first, second, order):
+    numbers = order.sample(range(len(first) + len(second)), len(first) + len(second))
+    ours, theirs = torch.tensor(numbers[: len(first)]), torch.tensor(numbers[len(first) :])
+    both = joined([(texts_of(first), ours), (texts_of(second), theirs)])
+    width = max(first + second)
+    for texts, its in ((texts_of(first, width), ours), (texts_of(second, width), theirs)):
+        assert torch.equal(both.present[its], texts.present)
+        assert torch.equal(both.ids[its][texts.present], texts.ids[texts.present])
+    assert torch.equal(both.places, both.present.flatten().nonzero()[:, 0])
 
 
 def test_a_gpu_keeps_padding_rather_than_wait_for_its_number():

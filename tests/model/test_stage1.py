@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from model.itg import to_write
+from model.optimizer import OptimizerConfig, make_optimizer, update
 from model.packing import Texts
 from model.stage1 import TEMPERATURE_RANGE, ObjectivesConfig, Stage1, Stage1Batch
 from pipeline.errors import ConfigError
@@ -271,10 +272,41 @@ def test_no_step_waits_for_what_the_device_finds(stage1, batch):
         )
         rest = (mode.from_tensor(t) for t in (batch.targets, batch.picture, batch.caption))
         fake = Stage1Batch(mode.from_tensor(batch.tokens), texts, written, *rest).to("cuda")
+        rows = []
+        first_layer = there.qformer.layers[0]
+        first_layer.text_feed_forward.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
         found = there(fake, PAPER, 0.5, mode.from_tensor(drawn))
         assert all(value.is_cuda for value in found.values())
         with pytest.raises(DataDependentOutputException):
             found["loss"].item()
+    # Only the drawn texts keep their padding: how long they are, the host would have to ask.
+    num_tokens, num_written = len(batch.texts.places), len(batch.to_write.places)
+    assert rows == [num_tokens + num_written, 2 * num_tokens + batch.texts.ids.numel()]
+
+
+def test_no_update_waits_for_what_the_device_finds(stage1):
+    """As above; a gradient cannot flow on a GPU that is not there, so it is given."""
+    with FakeTensorMode(), torch.device("cuda"):
+        there = Stage1(stage1.config, stage1.tokenizer)
+        optimizer = make_optimizer(OptimizerConfig(), there)
+        for parameter in there.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        norm = torch.nn.utils.clip_grad_norm_(there.parameters(), 1.0)
+        update(optimizer, skip=~torch.isfinite(norm))
+        there.bound_temperature()
+        assert len(optimizer.state) == len(list(there.parameters()))
+        with pytest.raises(DataDependentOutputException):
+            norm.item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_pinned_batch_is_the_batch(batch):
+    pinned = batch.pin_memory()
+    assert all(value.is_pinned() for value in (pinned.tokens, pinned.texts.ids, pinned.targets))
+    there = pinned.to("cuda")
+    assert torch.equal(there.tokens.cpu(), batch.tokens)
+    assert torch.equal(there.texts.places.cpu(), batch.texts.places)
 
 
 # Batches in which there is nobody else
