@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -244,10 +245,24 @@ def test_dropout_acts_in_training_alone(scattered_stage1, batch):
     assert len({first.item(), second.item(), expected.item()}) == 3
 
 
-def test_compiled_layers_give_the_same_losses(scattered_stage1, batch):
-    """Captured whole, whatever the shapes; what a compiler makes of that is PyTorch's."""
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
+            ],
+        ),
+    ],
+)
+def test_compiled_layers_give_the_same_losses(scattered_stage1, batch, backend):
+    """Captured whole, whatever the shapes."""
+    torch.compiler.reset()  # what another backend made counts against a limit
     plain, compiled = scattered_stage1(num_layers=2), scattered_stage1(num_layers=2)
-    compiled.qformer.compile_layers("eager")
+    compiled.qformer.compile_layers(backend)
     for pairs in ([0, 1, 2, 3, 4, 5], [5, 3, 1]):  # shapes change from step to step
         some = part(plain, batch, pairs)
         found = []
