@@ -172,7 +172,7 @@ class Demo:
             shell = _Shell(home, ray.get_runtime_context().gcs_address)
             with served(pages) as address:
                 write_urls(pages, address, home / "urls.jsonl")
-                shell("ingest", "urls.jsonl", out="raw", ray=True)
+                shell("ingest", "urls.jsonl", out="raw", ray=True, allow_host="127.0.0.1")
             self._from_raw(shell, scale)
         planted = _planted(pages, home)
         shell("report", ".")
