@@ -4,6 +4,8 @@ Whatever must be checked about a URL, an answer or a body is checked here; which
 reached, and until when, is `pipeline/guard.py`'s.
 """
 
+import http.client
+import logging
 import random
 import re
 import stat
@@ -35,6 +37,11 @@ _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
 _NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
+
+_OPT_OUT = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
+"""Directives of X-Robots-Tag that img2dataset obeys by default too."""
+
+_AGENT = "viaduct"
 
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
 """A host with its port. What else can stand there (`a\\@b`, `user@b`) is read in several ways."""
@@ -81,6 +88,10 @@ class FetchConfig:
     """Hosts (names or addresses, as URLs have them) that may be reached whatever their addresses
     are. All others must be on the open web: loopback, private and the like are refused."""
 
+    ignore_opt_out: bool = False
+    """Keep pictures whose servers forbid it (X-Robots-Tag: noai, noimageai, noindex, noimageindex;
+    TDM-Reservation: 1)."""
+
     def __post_init__(self) -> None:
         for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads"):
             if getattr(self, name) <= 0:
@@ -104,6 +115,8 @@ class HttpFetcher:
     """Fetches http and https URLs of the open web over kept connections."""
 
     def __init__(self, config: FetchConfig) -> None:
+        # It warns of every odd header with a traceback, in the words of whoever sent it.
+        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
         self._config = config
         self._pools = GuardedPools(
             frozenset(host.lower().rstrip(".") for host in config.allow_host),
@@ -169,6 +182,8 @@ class HttpFetcher:
             preload_content=False,
         )
         try:
+            if not self._config.ignore_opt_out and _opts_out(response):
+                raise _Fault("opt_out")
             if target := response.get_redirect_location():
                 response.close()
                 return urljoin(url.url, target)
@@ -240,6 +255,23 @@ def _parse(location: str) -> Url:
     return url
 
 
+def _opts_out(response: urllib3.BaseHTTPResponse) -> bool:
+    """Whether a picture, or what leads to it, is not to be used so by those whose it is.
+
+    X-Robots-Tag holds directives, for all or after the name of an agent: `noai, bingbot: noindex`.
+    """
+    if response.headers.get("TDM-Reservation", "").strip() == "1":
+        return response.status < 400
+    for line in response.headers.getlist("X-Robots-Tag"):
+        agent = ""
+        for part in line.lower().split(","):
+            name, colon, directive = part.rpartition(":")
+            agent = name.strip() if colon else agent
+            if agent in ("", _AGENT) and directive.strip() in _OPT_OUT:
+                return response.status < 400  # of an error its status says more
+    return False
+
+
 def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
     """Seconds that an answer asks to wait for, if it says so in a way that can be read."""
     try:
@@ -250,7 +282,7 @@ def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
 
 def _fault_class(error: BaseException) -> str:
     """One word for what went wrong, whatever urllib3 wrapped it in."""
-    if isinstance(error, ProtocolError) and isinstance(error.args[-1], IncompleteRead):
+    if isinstance(error, ProtocolError) and isinstance(error.args[-1], _CUT_SHORT):
         return "truncated"
     for kinds, word in _FAULT_CLASSES:
         if isinstance(error, kinds):
@@ -258,13 +290,15 @@ def _fault_class(error: BaseException) -> str:
     return "connection"
 
 
+_CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
+
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((NameResolutionError,), "dns"),
     # urllib3 makes a refused connection a kind of connect timeout, so it is asked for first.
     ((NewConnectionError, ConnectionRefusedError), "refused"),
     ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
     ((SSLError,), "tls"),
-    ((IncompleteRead,), "truncated"),
+    (_CUT_SHORT, "truncated"),
     ((LocationParseError, ValueError), "bad_url"),
     ((ProtocolError, ConnectionError), "connection"),
 ]

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -57,6 +58,14 @@ class Site(BaseHTTPRequestHandler):
 
     def get_patience(self) -> None:
         self.answer(503, Retry_After="3600")
+
+    def get_tagged(self) -> None:
+        self.send_response(200)
+        for tag in self.server.tags:
+            self.send_header("X-Robots-Tag", tag)
+        self.send_header("Content-Length", str(len(PICTURE)))
+        self.end_headers()
+        self.wfile.write(PICTURE)
 
     def get_busy(self) -> None:
         first = self.server.asked[self.path] == 1
@@ -132,6 +141,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.agents: list[str] = []
         self.encodings: list[str] = []
+        self.tags: list[str] = []
         self.closing = threading.Event()
         self.root = f"http://127.0.0.1:{self.server_port}"
 
@@ -374,6 +384,31 @@ def test_a_server_may_ask_for_another_time(site, monkeypatch):
     monkeypatch.setattr(time, "sleep", slept.append)
     assert HttpFetcher(FetchConfig(allow_host=HERE, retries=1))(f"{site.root}/busy") == PICTURE
     assert slept[0] >= 3
+
+
+@pytest.mark.parametrize(
+    ("tags", "out"),
+    [
+        (["noai"], True),
+        (["NoImageAI"], True),
+        (["nofollow, noindex"], True),
+        (["all", "noimageindex"], True),
+        (["viaduct: nofollow, noai"], True),
+        (["otherbot: noai, noindex"], False),
+        (["otherbot: nofollow, viaduct: noai"], True),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], False),
+        (["max-snippet:20, nosnippet, noai-not"], False),
+        ([""], False),
+    ],
+)
+def test_who_opts_out_is_obeyed_unless_told_otherwise(site, tags, out):
+    site.tags = tags
+    url = f"{site.root}/tagged"
+    if out:
+        assert fault(_fetch_once, url) == "failed:opt_out"
+    else:
+        assert _fetch_once(url) == PICTURE
+    assert HttpFetcher(replace(ONCE, ignore_opt_out=True))(url) == PICTURE
 
 
 def test_servers_are_asked_for_pictures_as_they_are(site):
