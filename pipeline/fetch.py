@@ -30,18 +30,14 @@ from urllib3.exceptions import (
 from urllib3.util import Url, parse_url
 
 from pipeline.errors import ConfigError
-from pipeline.guard import BlockedAddress, GuardedPools, deadline, remaining_s
+from pipeline.guard import BlockedAddress, GuardedPools, deadline, postpone, remaining_s
+from pipeline.manners import AGENT, Turns, opts_out, retry_after_s
 
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
 _NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
-
-_OPT_OUT = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
-"""Directives of X-Robots-Tag that img2dataset obeys by default too."""
-
-_AGENT = "viaduct"
 
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
 """A host with its port. What else can stand there (`a\\@b`, `user@b`) is read in several ways."""
@@ -81,8 +77,14 @@ class FetchConfig:
     threads: int = 32
     """Fetches at once in a worker."""
 
-    user_agent: str = "viaduct/0.1 (dataset ingestion)"
-    """How the fetch names itself to servers; add a way to reach you."""
+    per_host: int = 8
+    """Requests to one host at once in a worker."""
+
+    user_agent: str = f"{AGENT}/0.1 (dataset ingestion)"
+    """How the fetch names itself to servers."""
+
+    contact: str = ""
+    """An address or URL where those who run servers reach you; it is told to them."""
 
     allow_host: tuple[str, ...] = ()
     """Hosts (names or addresses, as URLs have them) that may be reached whatever their addresses
@@ -93,11 +95,14 @@ class FetchConfig:
     TDM-Reservation: 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads"):
+        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads", "per_host"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
+        for name in ("user_agent", "contact"):
+            if not re.fullmatch(r"[ -~]*", getattr(self, name)):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not printable ASCII")
         for host in self.allow_host:
             if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+", host):
                 raise ConfigError(f"allow_host: {host!r} is no host's name or address")
@@ -117,12 +122,14 @@ class HttpFetcher:
     def __init__(self, config: FetchConfig) -> None:
         # It warns of every odd header with a traceback, in the words of whoever sent it.
         logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+        agent = config.user_agent + (f" (+{config.contact})" if config.contact else "")
         self._config = config
+        self._turns = Turns(config.per_host)
         self._pools = GuardedPools(
             frozenset(host.lower().rstrip(".") for host in config.allow_host),
             num_pools=256,
-            maxsize=config.threads,
-            headers={"User-Agent": config.user_agent, "Accept-Encoding": "identity"},
+            maxsize=config.per_host,
+            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
             timeout=urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s),
         )
 
@@ -160,7 +167,9 @@ class HttpFetcher:
                 break
             seen.add(url.url)
             try:
-                answer = self._ask(url)
+                with self._turns.turn(url.host or "") as waited_s:
+                    postpone(waited_s)  # others took that time, and this picture still has its own
+                    answer = self._ask(url)
             except BlockedAddress:
                 raise _Fault("blocked_address") from None
             except (HTTPError, OSError, ValueError) as error:
@@ -182,13 +191,14 @@ class HttpFetcher:
             preload_content=False,
         )
         try:
-            if not self._config.ignore_opt_out and _opts_out(response):
+            obeyed = response.status < 400 and not self._config.ignore_opt_out
+            if obeyed and opts_out(response):
                 raise _Fault("opt_out")
             if target := response.get_redirect_location():
                 response.close()
                 return urljoin(url.url, target)
             if response.status != 200:
-                raise _Fault(f"http_{response.status}", _retry_after_s(response))
+                raise _Fault(f"http_{response.status}", retry_after_s(response))
             body = self._body(response)
         except BaseException:
             response.close()  # what is left unread would spoil the connection for the next fetch
@@ -253,31 +263,6 @@ def _parse(location: str) -> Url:
     if not url.host or url.port == 0:
         raise _Fault("bad_url")
     return url
-
-
-def _opts_out(response: urllib3.BaseHTTPResponse) -> bool:
-    """Whether a picture, or what leads to it, is not to be used so by those whose it is.
-
-    X-Robots-Tag holds directives, for all or after the name of an agent: `noai, bingbot: noindex`.
-    """
-    if response.headers.get("TDM-Reservation", "").strip() == "1":
-        return response.status < 400
-    for line in response.headers.getlist("X-Robots-Tag"):
-        agent = ""
-        for part in line.lower().split(","):
-            name, colon, directive = part.rpartition(":")
-            agent = name.strip() if colon else agent
-            if agent in ("", _AGENT) and directive.strip() in _OPT_OUT:
-                return response.status < 400  # of an error its status says more
-    return False
-
-
-def _retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Seconds that an answer asks to wait for, if it says so in a way that can be read."""
-    try:
-        return urllib3.Retry().get_retry_after(response)
-    except (HTTPError, ValueError, OverflowError):
-        return None
 
 
 def _fault_class(error: BaseException) -> str:

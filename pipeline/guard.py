@@ -80,6 +80,11 @@ def deadline(seconds: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
+def postpone(seconds: float) -> None:
+    """Move this thread's deadline, as after a wait that was not for a peer."""
+    _deadline.set(_deadline.get() + seconds)
+
+
 def remaining_s() -> float:
     """Seconds left until the deadline; infinite where none was set."""
     return _deadline.get() - time.monotonic()

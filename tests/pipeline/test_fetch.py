@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -60,12 +61,19 @@ class Site(BaseHTTPRequestHandler):
         self.answer(503, Retry_After="3600")
 
     def get_tagged(self) -> None:
-        self.send_response(200)
-        for tag in self.server.tags:
-            self.send_header("X-Robots-Tag", tag)
-        self.send_header("Content-Length", str(len(PICTURE)))
-        self.end_headers()
-        self.wfile.write(PICTURE)
+        self.answer(200, PICTURE, X_Robots_Tag="noai")
+
+    def get_gone(self) -> None:
+        self.answer(410, X_Robots_Tag="noindex")
+
+    def get_crowd(self) -> None:
+        with self.server.lock:
+            self.server.inside += 1
+            self.server.most_inside = max(self.server.most_inside, self.server.inside)
+        time.sleep(0.02)
+        with self.server.lock:
+            self.server.inside -= 1
+        self.answer(200, PICTURE)
 
     def get_busy(self) -> None:
         first = self.server.asked[self.path] == 1
@@ -141,7 +149,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.agents: list[str] = []
         self.encodings: list[str] = []
-        self.tags: list[str] = []
+        self.lock, self.inside, self.most_inside = threading.Lock(), 0, 0
         self.closing = threading.Event()
         self.root = f"http://127.0.0.1:{self.server_port}"
 
@@ -354,7 +362,25 @@ def test_any_text_is_fetched_or_a_fault(web, prefix, text):
 def test_the_fetcher_says_who_it_is(site):
     site.agents.clear()
     HttpFetcher(FetchConfig(allow_host=HERE, user_agent="me (me@a.org)"))(f"{site.root}/picture")
-    assert site.agents == ["me (me@a.org)"]
+    HttpFetcher(FetchConfig(allow_host=HERE, contact="https://a.org/bot"))(f"{site.root}/picture")
+    assert site.agents == ["me (me@a.org)", f"{FetchConfig().user_agent} (+https://a.org/bot)"]
+    with pytest.raises(ConfigError, match="contact"):
+        FetchConfig(contact="me\r\nCookie: a")
+
+
+def test_a_host_is_asked_by_few_threads_at_once(site):
+    fetch = HttpFetcher(replace(ONCE, threads=16, per_host=2))
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(fetch, [f"{site.root}/crowd"] * 16)) == {PICTURE}
+    assert site.most_inside == 2
+
+
+def test_a_wait_for_others_is_no_time_of_a_picture(site):
+    fetch = HttpFetcher(replace(QUICK, per_host=1))
+    with ThreadPoolExecutor(8) as threads:
+        slow = [threads.submit(fault, fetch, f"{site.root}/dripping") for _ in range(2)]
+        assert set(threads.map(fetch, [f"{site.root}/crowd"] * 6)) == {PICTURE}
+        assert [outcome.result() for outcome in slow] == ["failed:timeout"] * 2
 
 
 @pytest.mark.parametrize(
@@ -364,6 +390,7 @@ def test_the_fetcher_says_who_it_is(site):
         ("total_timeout_s", -1.0),
         ("max_download_bytes", 0),
         ("threads", 0),
+        ("per_host", 0),
         ("retries", -1),
     ],
 )
@@ -386,29 +413,11 @@ def test_a_server_may_ask_for_another_time(site, monkeypatch):
     assert slept[0] >= 3
 
 
-@pytest.mark.parametrize(
-    ("tags", "out"),
-    [
-        (["noai"], True),
-        (["NoImageAI"], True),
-        (["nofollow, noindex"], True),
-        (["all", "noimageindex"], True),
-        (["viaduct: nofollow, noai"], True),
-        (["otherbot: noai, noindex"], False),
-        (["otherbot: nofollow, viaduct: noai"], True),
-        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], False),
-        (["max-snippet:20, nosnippet, noai-not"], False),
-        ([""], False),
-    ],
-)
-def test_who_opts_out_is_obeyed_unless_told_otherwise(site, tags, out):
-    site.tags = tags
+def test_who_opts_out_is_obeyed_unless_told_otherwise(site):
     url = f"{site.root}/tagged"
-    if out:
-        assert fault(_fetch_once, url) == "failed:opt_out"
-    else:
-        assert _fetch_once(url) == PICTURE
+    assert fault(_fetch_once, url) == "failed:opt_out"
     assert HttpFetcher(replace(ONCE, ignore_opt_out=True))(url) == PICTURE
+    assert fault(_fetch_once, f"{site.root}/gone") == "failed:http_410"
 
 
 def test_servers_are_asked_for_pictures_as_they_are(site):

@@ -25,7 +25,7 @@ from pipeline.pictures import PictureConfig
 from pipeline.schemas import SOURCE
 
 FETCH = FetchConfig(
-    timeout_s=1.5, total_timeout_s=3.0, max_download_bytes=1 << 20, retries=1, threads=32
+    timeout_s=1.0, total_timeout_s=2.0, max_download_bytes=1 << 20, retries=1, per_host=32
 )
 Talk = Callable[[socket.socket], None]
 
