@@ -182,7 +182,7 @@ def take_through(source: str, work: Path, encoders: dict[str, dict[str, str]]) -
     """A source through ingest, curate and features of each encoder."""
     raw, pairs = work / "raw", work / "pairs"
     steps = {
-        "ingest": made("ingest", source, raw),
+        "ingest": made("ingest", source, raw, allow_host="127.0.0.1", per_host=32),
         "curate": made("curate", str(raw), pairs),
     }
     for name, options in encoders.items():

@@ -5,9 +5,11 @@ Ray, of an encoder or of a tokeniser, and torch is in the loader alone. In the o
 data flows:
 
     sources     tables of URLs and folders of pictures
+    guard       which addresses a worker may reach, and until when
+    manners     what servers may ask of a worker: turns, waits, opt-outs
     fetch       the one place where bytes enter a worker
     pictures    bytes to an upright, opaque sRGB JPEG of bounded size
-    download    one slice of a source: img2dataset's Downloader around the three above
+    download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
     hashes, plan, curate    the three phases of curate
     features    image tokens as fixed-shape tensors

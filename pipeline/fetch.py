@@ -1,14 +1,19 @@
 """Fetching: the one place where a picture's bytes enter a worker.
 
-Whatever must be checked about an address, a connection or a body is checked here.
+Whatever must be checked about a URL, an answer or a body is checked here; which addresses may be
+reached, and until when, is `pipeline/guard.py`'s.
 """
 
+import http.client
+import logging
+import random
+import re
 import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 import urllib3
 from urllib3.exceptions import (
@@ -16,23 +21,39 @@ from urllib3.exceptions import (
     HTTPError,
     IncompleteRead,
     LocationParseError,
-    MaxRetryError,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
     ReadTimeoutError,
-    ResponseError,
     SSLError,
 )
+from urllib3.util import Url, parse_url
 
 from pipeline.errors import ConfigError
+from pipeline.guard import BlockedAddress, GuardedPools, deadline, postpone, remaining_s
+from pipeline.manners import AGENT, Turns, opts_out, retry_after_s
 
 _CHUNK_BYTES = 1 << 16
-_TRY_AGAIN = (429, 500, 502, 503, 504)
+_MAX_REDIRECTS = 5
+_FIRST_WAIT_S = 0.2
+_NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
+_TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
+
+_AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
+"""A host with its port. What else can stand there (`a\\@b`, `user@b`) is read in several ways."""
 
 
 class FetchFault(Exception):
     """Why a picture did not arrive; its text is the outcome, as the ledger counts it."""
+
+
+class _Fault(Exception):
+    """A fault of one try: the word for it, and after how long the server wants to be asked."""
+
+    def __init__(self, word: str, after_s: float | None = None) -> None:
+        super().__init__(word)
+        self.word = word
+        self.after_s = after_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +64,48 @@ class FetchConfig:
     """Longest wait for a connection or for the next bytes, in seconds."""
 
     total_timeout_s: float = 60.0
-    """Longest time for the body of one answer, in seconds."""
+    """Longest time for one picture, in seconds, from the first connection to the last retry."""
 
     max_download_bytes: int = 64 << 20
-    """Largest body read, in bytes."""
+    """Largest body read, in bytes, as sent and as unpacked."""
 
     retries: int = 2
-    """Further tries after a fault that may pass (no connection, or status 429, 500, 502-504)."""
+    """Further tries after a fault that may pass (no connection, or status 429, 500, 502-504).
+
+    Retry-After is obeyed; a server that wants to be left alone for longer than `timeout_s` is."""
 
     threads: int = 32
     """Fetches at once in a worker."""
 
-    user_agent: str = "viaduct/0.1 (dataset ingestion)"
-    """How the fetch names itself to servers; add a way to reach you."""
+    per_host: int = 8
+    """Requests to one host at once in a worker."""
+
+    user_agent: str = f"{AGENT}/0.1 (dataset ingestion)"
+    """How the fetch names itself to servers."""
+
+    contact: str = ""
+    """An address or URL where those who run servers reach you; it is told to them."""
+
+    allow_host: tuple[str, ...] = ()
+    """Hosts (names or addresses, as URLs have them) that may be reached whatever their addresses
+    are. All others must be on the open web: loopback, private and the like are refused."""
+
+    ignore_opt_out: bool = False
+    """Keep pictures whose servers forbid it (X-Robots-Tag: noai, noimageai, noindex, noimageindex;
+    TDM-Reservation: 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads"):
+        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads", "per_host"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
+        for name in ("user_agent", "contact"):
+            if not re.fullmatch(r"[ -~]*", getattr(self, name)):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not printable ASCII")
+        for host in self.allow_host:
+            if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+", host):
+                raise ConfigError(f"allow_host: {host!r} is no host's name or address")
 
 
 class Fetcher(Protocol):
@@ -74,43 +117,88 @@ class Fetcher(Protocol):
 
 
 class HttpFetcher:
-    """Fetches http and https URLs over kept connections."""
+    """Fetches http and https URLs of the open web over kept connections."""
 
     def __init__(self, config: FetchConfig) -> None:
+        # It warns of every odd header with a traceback, in the words of whoever sent it.
+        logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+        agent = config.user_agent + (f" (+{config.contact})" if config.contact else "")
         self._config = config
-        self._pool = urllib3.PoolManager(
+        self._turns = Turns(config.per_host)
+        self._pools = GuardedPools(
+            frozenset(host.lower().rstrip(".") for host in config.allow_host),
             num_pools=256,
-            maxsize=config.threads,
-            headers={"User-Agent": config.user_agent},
+            maxsize=config.per_host,
+            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
             timeout=urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s),
-            retries=urllib3.Retry(
-                total=config.retries + 5,
-                connect=config.retries,
-                read=config.retries,
-                status=config.retries,
-                other=0,
-                redirect=5,
-                status_forcelist=_TRY_AGAIN,
-                backoff_factor=0.2,
-                backoff_jitter=0.2,
-                retry_after_max=int(config.timeout_s),  # no server may park a thread for longer
-                raise_on_status=False,
-            ),
         )
 
     def __call__(self, location: str) -> bytes:
-        location = location.strip()
-        _check_url(location)
-        try:
-            return self._get(location)
-        except (HTTPError, OSError, ValueError) as error:
-            raise FetchFault(f"failed:{_fault_class(error)}") from None
+        with deadline(self._config.total_timeout_s):
+            wait_s = _FIRST_WAIT_S
+            for tries_left in range(self._config.retries, -1, -1):
+                try:
+                    return self._follow(location)
+                except _Fault as fault:
+                    sleep_s = self._wait(fault, wait_s)
+                    if not tries_left or sleep_s is None:
+                        raise FetchFault(f"failed:{fault.word}") from None
+                time.sleep(sleep_s)
+                wait_s *= 2
+        raise AssertionError("the last try returns or raises")
 
-    def _get(self, url: str) -> bytes:
-        response = self._pool.request("GET", url, preload_content=False)
+    def _wait(self, fault: _Fault, wait_s: float) -> float | None:
+        """Seconds until another try; None where there is none worth it."""
+        if fault.word not in _TRY_AGAIN:
+            return None
+        sleep_s = wait_s * (1 + random.random())
+        if fault.after_s is not None:
+            sleep_s = max(sleep_s, fault.after_s)
+            if fault.after_s > self._config.timeout_s:  # no server may park a thread for longer
+                return None
+        return sleep_s if sleep_s < remaining_s() else None
+
+    def _follow(self, location: str) -> bytes:
+        """One try: the body at the end of all redirects. Raises _Fault."""
+        seen: set[str] = set()
+        while len(seen) <= _MAX_REDIRECTS:
+            url = _parse(location)
+            if url.url in seen:
+                break
+            seen.add(url.url)
+            try:
+                with self._turns.turn(url.host or "") as waited_s:
+                    postpone(waited_s)  # others took that time, and this picture still has its own
+                    answer = self._ask(url)
+            except BlockedAddress:
+                raise _Fault("blocked_address") from None
+            except (HTTPError, OSError, ValueError) as error:
+                raise _Fault(_fault_class(error)) from None
+            if isinstance(answer, bytes):
+                return answer
+            location = answer
+        raise _Fault("redirects")
+
+    def _ask(self, url: Url) -> bytes | str:
+        """The body of one answer, or where it leads to."""
+        pool = self._pools.connection_from_host(url.host, url.port, url.scheme)
+        response = pool.urlopen(
+            "GET",
+            url.request_uri,
+            headers=self._pools.headers,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
         try:
+            obeyed = response.status < 400 and not self._config.ignore_opt_out
+            if obeyed and opts_out(response):
+                raise _Fault("opt_out")
+            if target := response.get_redirect_location():
+                response.close()
+                return urljoin(url.url, target)
             if response.status != 200:
-                raise FetchFault(f"failed:http_{response.status}")
+                raise _Fault(f"http_{response.status}", retry_after_s(response))
             body = self._body(response)
         except BaseException:
             response.close()  # what is left unread would spoil the connection for the next fetch
@@ -119,14 +207,16 @@ class HttpFetcher:
         return body
 
     def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        deadline = time.monotonic() + self._config.total_timeout_s
+        bound = self._config.max_download_bytes
         body = bytearray()
+        if (response.length_remaining or 0) > bound:
+            raise _Fault("too_large")
         while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
             body += chunk
-            if len(body) > self._config.max_download_bytes:
-                raise FetchFault("failed:too_large")
-            if time.monotonic() > deadline:
-                raise FetchFault("failed:timeout")
+            if len(body) > bound:
+                raise _Fault("too_large")
+            if remaining_s() <= 0:  # unpacking takes its time without any socket
+                raise _Fault("timeout")
         return bytes(body)
 
 
@@ -155,24 +245,29 @@ class FolderFetcher:
             raise FetchFault("failed:unreadable_file") from None
 
 
-def _check_url(url: str) -> None:
+def _parse(location: str) -> Url:
+    """The one reading of a URL: what is checked here is what is connected to. Raises _Fault."""
+    location = location.strip()
+    scheme, colon, rest = location.partition(":")
+    if not colon or not scheme.isascii() or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise _Fault("bad_url")
+    if scheme.lower() not in ("http", "https"):
+        raise _Fault("bad_scheme")
+    authority = re.split(r"[/?#]", rest[2:], maxsplit=1)[0]
+    if not rest.startswith("//") or not _AUTHORITY.fullmatch(authority):
+        raise _Fault("bad_url")
     try:
-        parts = urlsplit(url.strip())
-        scheme = parts.scheme.lower()
-        complete = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        raise FetchFault("failed:bad_url") from None
-    if scheme and scheme not in ("http", "https"):
-        raise FetchFault("failed:bad_scheme")
-    if not scheme or not complete:
-        raise FetchFault("failed:bad_url")
+        url = parse_url(location)
+    except (LocationParseError, ValueError):
+        raise _Fault("bad_url") from None
+    if not url.host or url.port == 0:
+        raise _Fault("bad_url")
+    return url
 
 
 def _fault_class(error: BaseException) -> str:
     """One word for what went wrong, whatever urllib3 wrapped it in."""
-    if isinstance(error, MaxRetryError) and error.reason is not None:
-        return _fault_class(error.reason)
-    if isinstance(error, ProtocolError) and isinstance(error.args[-1], IncompleteRead):
+    if isinstance(error, ProtocolError) and isinstance(error.args[-1], _CUT_SHORT):
         return "truncated"
     for kinds, word in _FAULT_CLASSES:
         if isinstance(error, kinds):
@@ -180,14 +275,15 @@ def _fault_class(error: BaseException) -> str:
     return "connection"
 
 
+_CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
+
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((NameResolutionError,), "dns"),
     # urllib3 makes a refused connection a kind of connect timeout, so it is asked for first.
     ((NewConnectionError, ConnectionRefusedError), "refused"),
     ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
     ((SSLError,), "tls"),
-    ((IncompleteRead,), "truncated"),
-    ((ResponseError,), "redirects"),
+    (_CUT_SHORT, "truncated"),
     ((LocationParseError, ValueError), "bad_url"),
     ((ProtocolError, ConnectionError), "connection"),
 ]

@@ -172,7 +172,8 @@ class Demo:
             shell = _Shell(home, ray.get_runtime_context().gcs_address)
             with served(pages) as address:
                 write_urls(pages, address, home / "urls.jsonl")
-                shell("ingest", "urls.jsonl", out="raw", ray=True)
+                here = {"allow_host": "127.0.0.1", "per_host": 32}  # our own server, on loopback
+                shell("ingest", "urls.jsonl", out="raw", ray=True, **here)
             self._from_raw(shell, scale)
         planted = _planted(pages, home)
         shell("report", ".")

@@ -55,25 +55,28 @@ def test_every_row_of_a_url_table_is_in_the_ledger(tmp_path, make_folder, serve)
     lines = [{"url": f"{address}/{r['file']}", "captions": r["captions"]} for r in rows]
     lines.append({"url": "file:///etc/passwd", "captions": ["secret"]})
     lines.append({"url": None, "captions": None})
+    lines.append({"url": address.replace("127.0.0.1", "127.0.0.2"), "captions": []})
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    run("ingest", table, "--out", tmp_path / "raw", "--shard-rows", 8)
+    here = ("--allow-host", "127.0.0.1")
+    run("ingest", table, "--out", tmp_path / "raw", "--shard-rows", 8, *here)
 
     raw = Dataset.open(str(tmp_path / "raw"), "raw")
     expected = {
         "failed:bad_scheme": 1,
         "failed:bad_url": 1,
+        "failed:blocked_address": 1,
         "failed:http_404": 1,
         "failed:not_a_picture": 1,
         "failed:truncated": 1,
     }
-    assert raw.manifest.pictures == Account(22, 17, expected)
+    assert raw.manifest.pictures == Account(23, 17, expected)
     num_captions = sum(len(line["captions"] or []) for line in lines)
     assert raw.manifest.captions.num_in == num_captions
     in_raw = sum(len(row["captions"]) for s in raw.shards() for row in s.table.to_pylist())
     assert raw.manifest.captions.num_kept == in_raw
     ledger = [row for n in raw.records for row in raw.attachment(n, "ledger").to_pylist()]
-    assert [row["source_row"] for row in ledger] == list(range(22))
+    assert [row["source_row"] for row in ledger] == list(range(23))
     assert [row["url"] for row in ledger] == [line["url"] or "" for line in lines]
     assert ledger[4]["outcome"] == "failed:not_a_picture"
     assert ledger[20]["outcome"] == "failed:bad_scheme"

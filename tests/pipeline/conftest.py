@@ -1,6 +1,7 @@
 """Builders that several tests of pipeline/ share."""
 
 import io
+import socket
 from collections.abc import Callable
 
 import numpy as np
@@ -66,3 +67,42 @@ def make_shard() -> Callable[..., Shard]:
         return Shard(record, pa.table(columns, schema=RAW), frozenset(uids[row] for row in down))
 
     return make_shard
+
+
+class Web:
+    """Names and connections as a test wants them; nothing leaves the machine.
+
+    A connection to `OUTSIDE`, an address of the open web, is led to loopback, to the same port.
+    """
+
+    OUTSIDE = "93.184.216.34"
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str] | Callable[[], list[str]]] = {"localhost": ["127.0.0.1"]}
+        self.asked: list[str] = []
+        self.attempts: list[tuple[str, int]] = []
+        self._resolve, self._connect = socket.getaddrinfo, socket.socket.connect
+
+    def getaddrinfo(self, host, port, *_, **__):
+        self.asked.append(host)
+        known = self.names.get(host.lower().rstrip("."), [host])
+        addresses = known() if callable(known) else known
+        numeric = {"type": socket.SOCK_STREAM, "flags": socket.AI_NUMERICHOST}
+        return [found for a in addresses for found in self._resolve(a, port, **numeric)]
+
+    def connect(self, connection: socket.socket, address) -> None:
+        self.attempts.append(address[:2])
+        if address[0] == self.OUTSIDE:
+            address = ("127.0.0.1", address[1])
+        if not address[0].startswith("127."):
+            raise ConnectionRefusedError(address)
+        self._connect(connection, address)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """A stub of names, and the record of every connection that is tried."""
+    stub = Web()
+    monkeypatch.setattr(socket, "getaddrinfo", stub.getaddrinfo)
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: stub.connect(*a))
+    return stub

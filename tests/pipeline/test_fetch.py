@@ -6,18 +6,21 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchConfig, FetchFault, FolderFetcher, HttpFetcher
 
 PICTURE = bytes(range(256)) * 400
-ONCE = FetchConfig(retries=0, threads=4)
-QUICK = FetchConfig(timeout_s=0.3, total_timeout_s=0.6, retries=0, threads=4)
+HERE = ("127.0.0.1",)
+ONCE = FetchConfig(retries=0, threads=4, allow_host=HERE)
+QUICK = FetchConfig(timeout_s=0.3, total_timeout_s=0.6, retries=0, threads=4, allow_host=HERE)
 
 
 class Site(BaseHTTPRequestHandler):
@@ -28,6 +31,7 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked[self.path] += 1
         self.server.agents.append(self.headers["User-Agent"])
+        self.server.encodings.append(self.headers["Accept-Encoding"])
         name = self.path.split("/")[1].partition("?")[0]
         getattr(self, f"get_{name}", self.get_picture)()
 
@@ -55,6 +59,25 @@ class Site(BaseHTTPRequestHandler):
 
     def get_patience(self) -> None:
         self.answer(503, Retry_After="3600")
+
+    def get_tagged(self) -> None:
+        self.answer(200, PICTURE, X_Robots_Tag="noai")
+
+    def get_gone(self) -> None:
+        self.answer(410, X_Robots_Tag="noindex")
+
+    def get_crowd(self) -> None:
+        with self.server.lock:
+            self.server.inside += 1
+            self.server.most_inside = max(self.server.most_inside, self.server.inside)
+        time.sleep(0.02)
+        with self.server.lock:
+            self.server.inside -= 1
+        self.answer(200, PICTURE)
+
+    def get_busy(self) -> None:
+        first = self.server.asked[self.path] == 1
+        self.answer(429, Retry_After="3") if first else self.answer(200, PICTURE)
 
     def get_moved(self) -> None:
         self.answer(301, b"over there", Location="/picture")
@@ -125,6 +148,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Site)
         self.asked: Counter[str] = Counter()
         self.agents: list[str] = []
+        self.encodings: list[str] = []
+        self.lock, self.inside, self.most_inside = threading.Lock(), 0, 0
         self.closing = threading.Event()
         self.root = f"http://127.0.0.1:{self.server_port}"
 
@@ -144,6 +169,9 @@ def site():
     server.server_close()
 
 
+_fetch_once = HttpFetcher(ONCE)
+
+
 def fault(fetch, location: str) -> str:
     with pytest.raises(FetchFault) as caught:
         fetch(location)
@@ -160,7 +188,7 @@ def test_the_bytes_behind_a_url_arrive(site):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(path=st.text(st.characters(), max_size=12))
 def test_any_path_can_be_asked_for(site, path):
-    assert HttpFetcher(ONCE)(f"{site.root}/picture/{path}.") == PICTURE
+    assert _fetch_once(f"{site.root}/picture/{path}.") == PICTURE
 
 
 def test_white_space_around_a_url_is_no_part_of_it(site):
@@ -202,18 +230,20 @@ def test_a_redirect_leads_to_no_file(site):
 
 def test_a_body_over_the_bound_is_too_large(site):
     url = f"{site.root}/picture"
-    assert HttpFetcher(FetchConfig(max_download_bytes=len(PICTURE)))(url) == PICTURE
-    config = FetchConfig(max_download_bytes=len(PICTURE) - 1)
+    assert (
+        HttpFetcher(FetchConfig(allow_host=HERE, max_download_bytes=len(PICTURE)))(url) == PICTURE
+    )
+    config = FetchConfig(allow_host=HERE, max_download_bytes=len(PICTURE) - 1)
     assert fault(HttpFetcher(config), url) == "failed:too_large"
 
 
 def test_the_bound_counts_bytes_as_unpacked(site):
-    config = FetchConfig(max_download_bytes=1_000_000)
+    config = FetchConfig(allow_host=HERE, max_download_bytes=1_000_000)
     assert fault(HttpFetcher(config), f"{site.root}/bomb") == "failed:too_large"
 
 
 def test_a_fault_that_may_pass_is_tried_again(site):
-    fetch = HttpFetcher(FetchConfig(retries=1))
+    fetch = HttpFetcher(FetchConfig(allow_host=HERE, retries=1))
     assert fetch(f"{site.root}/flaky/a") == PICTURE
     assert site.asked["/flaky/a"] == 2
     assert fault(HttpFetcher(ONCE), f"{site.root}/flaky/b") == "failed:http_500"
@@ -222,16 +252,17 @@ def test_a_fault_that_may_pass_is_tried_again(site):
 @pytest.mark.parametrize(("path", "tries"), [("broken", 3), ("absent", 1), ("silence", 3)])
 def test_what_lasts_is_reported_after_as_many_tries_as_configured(site, path, tries, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    fault(HttpFetcher(FetchConfig(retries=2)), f"{site.root}/{path}/lasting")
+    fault(HttpFetcher(FetchConfig(allow_host=HERE, retries=2)), f"{site.root}/{path}/lasting")
     assert site.asked[f"/{path}/lasting"] == tries
 
 
 def test_a_server_does_not_decide_how_long_a_thread_waits(site, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    outcome = fault(HttpFetcher(FetchConfig(retries=1)), f"{site.root}/patience")
+    outcome = fault(HttpFetcher(FetchConfig(allow_host=HERE, retries=1)), f"{site.root}/patience")
     assert outcome == "failed:http_503"
-    assert sum(slept) <= FetchConfig().total_timeout_s
+    assert site.asked["/patience"] == 1
+    assert not slept
 
 
 def test_a_dripping_body_ends_at_the_total_timeout(site):
@@ -249,7 +280,7 @@ def test_a_fault_does_not_spoil_the_connection_for_the_next_picture(site, path):
 
 
 def test_a_picture_too_large_does_not_spoil_the_connection_either(site):
-    fetch = HttpFetcher(FetchConfig(max_download_bytes=1_000, retries=0))
+    fetch = HttpFetcher(FetchConfig(allow_host=HERE, max_download_bytes=1_000, retries=0))
     assert fault(fetch, f"{site.root}/picture") == "failed:too_large"
     assert fault(fetch, f"{site.root}/absent") == "failed:http_404"
 
@@ -261,6 +292,7 @@ def test_a_closed_port_is_refused():
         assert fault(HttpFetcher(ONCE), url) == "failed:refused"
 
 
+@pytest.mark.usefixtures("web")
 def test_a_name_that_does_not_resolve_is_dns():
     assert fault(HttpFetcher(ONCE), "http://nowhere.invalid/picture") == "failed:dns"
 
@@ -298,25 +330,57 @@ def test_only_web_addresses_are_fetched(url):
         "http://" + "a" * 70 + ".invalid/x.jpg",
         "http://\ud800.invalid/x.jpg",
         "http://\u2100.invalid/x.jpg",
+        "http:/127.0.0.1/x.jpg",
+        "http:\\\\127.0.0.1\\x.jpg",
+        "http://127.0.0.1\\@a.org/x.jpg",
+        "http://a.org\\@127.0.0.1/x.jpg",
+        "http://127.0.0.1@a.org/x.jpg",
+        "http://user:word@127.0.0.1/x.jpg",
+        "http://127.0.0.1\t/x.jpg",
+        "http://a.org\r\nHost: b/x.jpg",
     ],
 )
-def test_what_is_no_url_is_said_to_be_none(url):
+def test_what_is_no_url_is_said_to_be_none(web, url):
     assert fault(HttpFetcher(ONCE), url) == "failed:bad_url"
+    assert not web.attempts
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     prefix=st.sampled_from(["", "http:", "http://[", "https://%", "http://a.invalid:x", "//"]),
     text=st.text(st.characters(exclude_characters="/\\"), max_size=12),
 )
-def test_any_text_is_fetched_or_a_fault(prefix, text):
-    assert fault(HttpFetcher(ONCE), prefix + text).startswith("failed:")
+def test_any_text_is_fetched_or_a_fault(web, prefix, text):
+    assert fault(_fetch_once, prefix + text).startswith("failed:")
 
 
 def test_the_fetcher_says_who_it_is(site):
     site.agents.clear()
-    HttpFetcher(FetchConfig(user_agent="me (me@a.org)"))(f"{site.root}/picture")
-    assert site.agents == ["me (me@a.org)"]
+    HttpFetcher(FetchConfig(allow_host=HERE, user_agent="me (me@a.org)"))(f"{site.root}/picture")
+    HttpFetcher(FetchConfig(allow_host=HERE, contact="https://a.org/bot"))(f"{site.root}/picture")
+    assert site.agents == ["me (me@a.org)", f"{FetchConfig().user_agent} (+https://a.org/bot)"]
+    with pytest.raises(ConfigError, match="contact"):
+        FetchConfig(contact="me\r\nCookie: a")
+
+
+def test_a_host_is_asked_by_few_threads_at_once(site):
+    fetch = HttpFetcher(replace(ONCE, threads=16, per_host=2))
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(fetch, [f"{site.root}/crowd"] * 16)) == {PICTURE}
+    assert site.most_inside == 2
+
+
+def test_a_wait_for_others_is_no_time_of_a_picture(site):
+    fetch = HttpFetcher(replace(QUICK, per_host=1))
+    with ThreadPoolExecutor(8) as threads:
+        slow = [threads.submit(fault, fetch, f"{site.root}/dripping") for _ in range(2)]
+        assert set(threads.map(fetch, [f"{site.root}/crowd"] * 6)) == {PICTURE}
+        assert [outcome.result() for outcome in slow] == ["failed:timeout"] * 2
 
 
 @pytest.mark.parametrize(
@@ -326,12 +390,39 @@ def test_the_fetcher_says_who_it_is(site):
         ("total_timeout_s", -1.0),
         ("max_download_bytes", 0),
         ("threads", 0),
+        ("per_host", 0),
         ("retries", -1),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused_with_its_value(name, value):
     with pytest.raises(ConfigError, match=f"{name}: {value} is"):
         FetchConfig(**{name: value})
+
+
+@pytest.mark.parametrize("host", ["", "http://a.org", "a.org/x", "me@a.org", "a b"])
+def test_a_host_to_allow_is_a_name_or_an_address(host):
+    with pytest.raises(ConfigError, match="allow_host"):
+        FetchConfig(allow_host=(host,))
+    FetchConfig(allow_host=("a.org", "10.0.0.1", "::1"))
+
+
+def test_a_server_may_ask_for_another_time(site, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert HttpFetcher(FetchConfig(allow_host=HERE, retries=1))(f"{site.root}/busy") == PICTURE
+    assert slept[0] >= 3
+
+
+def test_who_opts_out_is_obeyed_unless_told_otherwise(site):
+    url = f"{site.root}/tagged"
+    assert fault(_fetch_once, url) == "failed:opt_out"
+    assert HttpFetcher(replace(ONCE, ignore_opt_out=True))(url) == PICTURE
+    assert fault(_fetch_once, f"{site.root}/gone") == "failed:http_410"
+
+
+def test_servers_are_asked_for_pictures_as_they_are(site):
+    HttpFetcher(ONCE)(f"{site.root}/picture")
+    assert site.encodings[-1] == "identity"
 
 
 @pytest.fixture

@@ -50,7 +50,9 @@ def test_ingest_calls_each_planted_fault_by_its_name(tmp_path):
     planted = num_planted(pages)
     with served(pages) as address:
         write_urls(pages, address, tmp_path / "urls.jsonl")
-        assert main(["ingest", str(tmp_path / "urls.jsonl"), "--out", str(tmp_path / "raw")]) == 0
+        here = ["--allow-host", "127.0.0.1"]
+        urls, raw = str(tmp_path / "urls.jsonl"), str(tmp_path / "raw")
+        assert main(["ingest", urls, "--out", raw, *here]) == 0
     assert Dataset.open(str(tmp_path / "raw")).manifest.pictures.dropped == {
         "failed:http_404": planted["missing"],
         "failed:not_a_picture": planted["html"],

@@ -1,0 +1,217 @@
+"""Guarding: which addresses a worker may reach, and for how long it may be kept there.
+
+URLs are written by strangers, so a URL, a redirect or a name server may point into the worker's
+own network. The connections made here resolve a name once, check every address of the answer, and
+connect to an address that was checked; TLS still speaks to the name, and verifies it. Every read
+ends by the deadline of the fetch that it serves, so a peer that drips bytes gains no time.
+"""
+
+import ipaddress
+import math
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import urllib3
+import urllib3.connection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
+
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+"""All that is allocated as global unicast (RFC 4291); what lies outside is for something else."""
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""How a network without IPv4 writes the IPv4 addresses of the web (RFC 6052)."""
+
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # public by its number; inside Azure it is the host's own service
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata is there (RFC 6890)
+        "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
+        "2001::/23",  # protocol assignments, Teredo and its embedded IPv4 among them
+        "3fff::/20",  # documentation (RFC 9637)
+    )
+)
+
+
+class BlockedAddress(Exception):
+    """A host has an address that strangers' URLs may not reach."""
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is a host of the open web, and not one that only looks like it.
+
+    Loopback, private, shared (RFC 6598), link-local, multicast, reserved and unspecified addresses
+    are not; an IPv6 address that carries an IPv4 one (mapped, 6to4, NAT64) is what that one is.
+    """
+    if isinstance(address, IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            carried = IPv4Address(int(address) & 0xFFFF_FFFF)
+        if carried is not None:
+            return is_public(carried)
+        if address not in _GLOBAL_IPV6:
+            return False
+    if any(address in network for network in _NOT_PUBLIC if network.version == address.version):
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """All that this thread does on guarded connections within ends after so many seconds."""
+    token = _deadline.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def postpone(seconds: float) -> None:
+    """Move this thread's deadline, as after a wait that was not for a peer."""
+    _deadline.set(_deadline.get() + seconds)
+
+
+def remaining_s() -> float:
+    """Seconds left until the deadline; infinite where none was set."""
+    return _deadline.get() - time.monotonic()
+
+
+class GuardedPools(urllib3.PoolManager):
+    """Kept connections that lead to checked addresses only; certificates are verified.
+
+    Args:
+        allow_host: hosts, in lower case, that may be reached whatever their addresses are.
+        options: of every pool, as of `urllib3.PoolManager`.
+    """
+
+    def __init__(self, allow_host: frozenset[str], **options: Any) -> None:
+        # One context for all: it takes 20 ms to read the certificates.
+        tls = ssl.create_default_context()
+        tls.sslsocket_class = _TlsSocket
+        super().__init__(ssl_context=tls, **options)
+        self.pool_classes_by_scheme = {
+            "http": partial(_Pool, allow_host),  # type: ignore[dict-item]
+            "https": partial(_TlsPool, allow_host),  # type: ignore[dict-item]
+        }
+
+
+def _connect(
+    host: str, port: int, timeout_s: float | None, allow_host: frozenset[str]
+) -> socket.socket:
+    """A connection to the first address of `host` that answers, if all of them may be reached.
+
+    Raises:
+        BlockedAddress: one may not; none was tried.
+        OSError: the name does not resolve, or no address answers.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if host.lower().rstrip(".") not in allow_host:
+        for *_, address in found:
+            if not is_public(ipaddress.ip_address(address[0])):
+                raise BlockedAddress(host)
+    fault = OSError(f"{host}: has no address")
+    for family, kind, protocol, _, address in found:
+        connection = _Socket(family, kind, protocol)
+        try:
+            connection.settimeout(_at_most(timeout_s))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            connection.close()
+            fault = error
+    raise fault
+
+
+def _at_most(seconds: float | None) -> float | None:
+    """`seconds`, or what is left until the deadline; None is for ever. Raises TimeoutError."""
+    left = remaining_s()
+    if left <= 0:
+        raise TimeoutError("the deadline has passed")
+    if left == math.inf:
+        return seconds
+    return left if seconds is None else min(seconds, left)
+
+
+class _Punctual:
+    """What a socket's class is mixed with for its reads to end by the reader's deadline.
+
+    A timeout is set anew by urllib3 for each answer; here it only ever becomes shorter. A TLS
+    handshake counts its timeout over all its steps.
+    """
+
+    def recv_into(self: Any, *arguments: Any) -> int:
+        self.settimeout(_at_most(self.gettimeout()))
+        return super().recv_into(*arguments)  # type: ignore[misc]
+
+
+class _Socket(_Punctual, socket.socket):
+    pass
+
+
+class _TlsSocket(_Punctual, ssl.SSLSocket):
+    pass
+
+
+class _Guarded:
+    """What a connection's class is mixed with for `_connect` to make its connections."""
+
+    allow_host: frozenset[str] = frozenset()
+
+    def _new_conn(self: Any) -> socket.socket:
+        host = self._dns_host.strip("[]")
+        try:
+            host.encode("idna")  # as urllib3 does: getaddrinfo raises UnicodeError
+        except UnicodeError:
+            raise LocationParseError(host) from None
+        try:
+            return _connect(host, self.port, self.timeout, self.allow_host)
+        except socket.gaierror as error:
+            raise NameResolutionError(host, self, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"{host}: {error}") from error
+        except OSError as error:
+            raise NewConnectionError(self, f"{host}: {error}") from error
+
+
+class _Connection(_Guarded, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _TlsConnection(_Guarded, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _GuardedPool:
+    """What a pool's class is mixed with: its connections know which host may be reached."""
+
+    def __init__(self, allow_host: frozenset[str], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.allow_host = allow_host
+
+    def _new_conn(self) -> Any:
+        connection = super()._new_conn()  # type: ignore[misc]
+        connection.allow_host = self.allow_host
+        return connection
+
+
+class _Pool(_GuardedPool, urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(_GuardedPool, urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
