@@ -32,8 +32,8 @@ class Ingest:
 
     SOURCE is a table of URLs or files and captions (.parquet, .csv, .tsv, .jsonl; the last three
     also .gz or .zst), many of them by wildcards in quotes ('urls/*.parquet') or as a folder, in the
-    order of their names, of any size, also on s3:// or gs://; or a folder of pictures with captions
-    beside them (cat.jpg and cat.txt).
+    order of their names, of any size, also on s3:// or gs://; a folder of pictures with captions
+    beside them (cat.jpg and cat.txt); or one captions JSON of COCO or in Karpathy's format.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]

@@ -6,7 +6,7 @@ data flows:
 
     sources     what a location holds, as pairs in a fixed order
     source_files, source_rows   the files that a location names; their cells as pairs
-    url_tables, picture_folders the kinds of source
+    url_tables, annotations, picture_folders    the kinds of source
     fetch       the one place where bytes enter a worker
     pictures    bytes to an upright, opaque sRGB JPEG of bounded size
     download    one slice of a source: img2dataset's Downloader around the three above

@@ -11,12 +11,13 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.annotations import AnnotationSource
 from pipeline.errors import ConfigError
 from pipeline.picture_folders import FolderSource
 from pipeline.schemas import SOURCE
 from pipeline.source_files import SourceFile, files_in, find
 from pipeline.storage import Folder
-from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table
+from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table, own_folder
 
 
 class Source(Protocol):
@@ -42,9 +43,10 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
         location: a path or URI of a table (.parquet, .csv, .tsv, .jsonl; the last three also with
             .gz or .zst), of several by wildcards, or of a folder: with tables (`pairs.jsonl`, or
             else all there are), or a local one of pictures with captions beside them (`cat.jpg`
-            and `cat.txt`, a caption a line).
+            and `cat.txt`, a caption a line); or of one annotation file (.json).
         columns: which columns of a table to read.
-        picture_folder: where the pictures lie that a table lists as files; by default its folder.
+        picture_folder: where the pictures lie that a table or an annotation file lists; by default
+            its folder.
 
     Raises:
         ConfigError: there is no such file, it is of another kind, or it lacks a column.
@@ -56,9 +58,15 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
         if pictures or not found.is_local:
             raise ConfigError(f"{location}: holds no table")
         return FolderSource(Path(found.path))
+    if len(files) == 1 and files[0].format == ".json":
+        return AnnotationSource(files[0], pictures or own_folder(files))
     for file in files:
+        if file.format == ".json":
+            raise ConfigError(f"{file}: is '.json', which is read alone; name one")
         if not is_table(file):
-            raise ConfigError(f"{file}: is {file.ending!r}; one of {TABLE_FORMATS} is needed")
+            raise ConfigError(
+                f"{file}: is {file.ending!r}; one of {TABLE_FORMATS}, .json is needed"
+            )
     return TableSource(files, columns, pictures)
 
 

@@ -106,7 +106,7 @@ class TableSource:
             if given:
                 raise ConfigError(
                     f"picture_folder: {given} is not used, {self.files[0]} has URLs in its column "
-                    f"{self._column!r}; --columns.url-column '' reads its files instead"
+                    f"{self._column!r}; --url-column '' reads its files instead"
                 )
             return None
         return given or own_folder(self.files)
