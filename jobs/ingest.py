@@ -21,23 +21,29 @@ from pipeline.lineage import Lineage, Parent
 from pipeline.pictures import PictureConfig
 from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SOURCE
 from pipeline.shard import ShardRecord, commit_table, new_shard
-from pipeline.sources import Source, SourceColumns, cut, num_captions, open_source
+from pipeline.sources import Source, cut, num_captions, open_source
 from pipeline.storage import Folder
+from pipeline.url_tables import SourceColumns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingest:
     """Fetch or read the pictures of a source into `raw`, with a ledger of every row.
 
-    SOURCE is a table of URLs and captions (.parquet, .csv, .tsv, .jsonl), or a folder: one with a
-    .jsonl of files and captions, or pictures with captions beside them (cat.jpg and cat.txt).
+    SOURCE is a table of URLs or files and captions (.parquet, .csv, .tsv, .jsonl; the last three
+    also .gz or .zst), many of them by wildcards in quotes ('urls/*.parquet') or as a folder, in the
+    order of their names, of any size, also on s3:// or gs://; a folder of pictures with captions
+    beside them (cat.jpg and cat.txt); or one captions JSON of COCO or in Karpathy's format.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """Table or folder to read."""
+    """What to read: a path or URI, also with wildcards."""
 
     out: str
     """Folder or URI of the dataset `raw` to make; a job that was stopped goes on there."""
+
+    picture_folder: str | None = None
+    """Folder of the pictures that SOURCE lists as files; by default the one it lies in itself."""
 
     shard_rows: int = 1024
     """Rows of the source a shard."""
@@ -54,7 +60,7 @@ class Ingest:
 
     def run(self) -> Dataset:
         """Make the dataset, or go on with it."""
-        source = open_source(self.source, self.columns)
+        source = open_source(self.source, self.columns, self.picture_folder)
         folder = Folder.at(self.out)
         lineage = Lineage(
             "ingest",

@@ -4,7 +4,9 @@ Plain functions on Arrow tables and small classes with their configuration; noth
 Ray, of an encoder or of a tokeniser, and torch is in the loader alone. In the order in which the
 data flows:
 
-    sources     tables of URLs and folders of pictures
+    sources     what a location holds, as pairs in a fixed order
+    source_files, source_rows   the files that a location names; their cells as pairs
+    url_tables, annotations, picture_folders    the kinds of source
     guard       which addresses a worker may reach, and until when
     manners     what servers may ask of a worker: turns, waits, opt-outs
     fetch       the one place where bytes enter a worker

@@ -73,9 +73,7 @@ def test_sources_that_are_not_there_or_lack_a_column(fails, tmp_path):
     (tmp_path / "urls.docx").write_text("x")
     assert "urls.docx: is '.docx'" in fails("ingest", tmp_path / "urls.docx", "--out", out)
     (tmp_path / "empty").mkdir()
-    assert "holds neither a .jsonl nor pictures" in fails(
-        "ingest", tmp_path / "empty", "--out", out
-    )
+    assert "holds neither tables nor pictures" in fails("ingest", tmp_path / "empty", "--out", out)
     assert not out.exists()
 
 

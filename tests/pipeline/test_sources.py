@@ -72,7 +72,7 @@ def test_one_content_is_one_source_in_every_format(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", TABLES)
 def test_a_table_of_many_blocks_comes_through_whole(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("pipeline.sources._BLOCK_BYTES", 500)
+    monkeypatch.setattr("pipeline.url_tables._BLOCK_BYTES", 500)
     captions = [f"{number}\n{'line' * (number % 7)}\n" for number in range(200)]
     path = write(tmp_path / f"t{suffix}", {"url": urls(200), "caption": captions})
     assert [row["captions"] for row in rows_of(path)] == [[caption] for caption in captions]
@@ -302,7 +302,7 @@ def test_a_large_folder_comes_in_several_tables(tmp_path):
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ConfigError, match=r"neither a \.jsonl nor pictures"):
+    with pytest.raises(ConfigError, match=r"neither tables nor pictures"):
         open_source(str(tmp_path), PLAIN)
 
 
@@ -392,15 +392,18 @@ def test_captions_in_any_script_pass_through_unchanged(tmp_path_factory, suffix,
     assert [row for s in slices for row in s.column("url").to_pylist()] == urls(len(cells))
 
 
-def test_a_folder_is_listed_by_its_only_jsonl_or_by_pairs_jsonl(tmp_path):
-    line = json.dumps({"file": "a.png", "caption": "one"}) + "\n"
-    (tmp_path / "metadata.jsonl").write_text(line)
-    assert open_source(str(tmp_path), SourceColumns()).path.name == "metadata.jsonl"
-    (tmp_path / "more.jsonl").write_text(line)
-    with pytest.raises(ConfigError, match=r"holds 2 \.jsonl and no pairs\.jsonl; name one"):
-        open_source(str(tmp_path), SourceColumns())
-    (tmp_path / "pairs.jsonl").write_text(line)
-    assert open_source(str(tmp_path), SourceColumns()).path.name == "pairs.jsonl"
+def test_a_folder_is_read_as_pairs_jsonl_or_as_all_its_tables_of_one_format(tmp_path):
+    def listed() -> list[str]:
+        return [row["url"] for row in rows_of(tmp_path)]
+
+    for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl"):
+        write(tmp_path / name, {"file": [f"{name}.png"], "caption": ["one"]})
+    assert listed() == ["a.jsonl.png", "b.jsonl.png"]
+    write(tmp_path / "c.csv", {"file": ["c.png"], "caption": ["one"]})
+    with pytest.raises(ConfigError, match=r"holds tables in \.csv and \.jsonl; name the ones"):
+        open_source(str(tmp_path), PLAIN)
+    write(tmp_path / "pairs.jsonl", {"file": ["p.png"], "caption": ["one"]})
+    assert listed() == ["p.png"]
 
 
 def test_captions_beside_a_picture_are_its_lines(tmp_path):

@@ -1,0 +1,122 @@
+"""Annotation files: the captions JSON of COCO, and Karpathy's splits, with a folder of pictures.
+
+The whole JSON is in memory while it is read: they are of a few hundred megabytes at most.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, first_line
+from pipeline.source_files import SourceFile
+from pipeline.source_rows import source_rows
+from pipeline.uids import uid_of
+
+_ROWS = 8192
+"""Pictures a table."""
+
+
+class AnnotationSource:
+    """A row for each of `images`, with all its captions in the file's order.
+
+    In COCO's format (https://cocodataset.org/#format-data) they are those of `annotations` whose
+    `image_id` is the picture's. In Karpathy's each picture has its `sentences`, and `filepath` is
+    the folder of its `filename`, where there is one; his `split` is left alone: curate splits.
+    """
+
+    def __init__(self, file: SourceFile, folder: Path) -> None:
+        """Name the files; nothing is read yet.
+
+        Args:
+            file: the JSON.
+            folder: in which the pictures lie.
+        """
+        self.file = file
+        self.folder = folder
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"annotations {self.file.digest()}".encode()).hexdigest()
+
+    def tables(self) -> Iterator[pa.Table]:
+        pairs = self._pairs()
+        for start in range(0, len(pairs), _ROWS):
+            paths, captions = zip(*pairs[start : start + _ROWS], strict=True)
+            yield source_rows(list(paths), list(captions), uid_of)
+
+    def _pairs(self) -> list[tuple[str, list[str]]]:
+        """The path in the picture folder and the captions of each picture."""
+        try:
+            with self.file.stream() as stream:
+                content = json.loads(stream.read())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{self.file}: cannot be read: {first_line(error)}") from error
+        try:
+            if "annotations" in _of(dict, content, "the file"):
+                return _coco(content)
+            return _karpathy(content)
+        except _Malformed as error:
+            raise ConfigError(
+                f"{self.file}: {error}; COCO captions or Karpathy's format is needed"
+            ) from None
+
+
+class _Malformed(Exception):
+    """What is wrong, and where."""
+
+
+def _coco(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    captions: dict[int, list[str]] = {}
+    paths = []
+    for number, image in enumerate(_list(content, "images", "the file")):
+        where = f"images[{number}]"
+        paths.append(_get(str, image, "file_name", where))
+        key = _get(int, image, "id", where)
+        if key in captions:
+            raise _Malformed(f"{where}: another picture has the id {key}")
+        captions[key] = []
+    for number, annotation in enumerate(_list(content, "annotations", "the file")):
+        where = f"annotations[{number}]"
+        key = _get(int, annotation, "image_id", where)
+        if key not in captions:
+            raise _Malformed(f"{where}: no picture has the id {key}")
+        captions[key].append(_text(annotation, "caption", where))
+    return list(zip(paths, captions.values(), strict=True))
+
+
+def _karpathy(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    pairs = []
+    for number, image in enumerate(_list(content, "images", "the file")):
+        where = f"images[{number}]"
+        sentences = _list(image, "sentences", where)
+        name = _get(str, image, "filename", where)
+        below = _get(str, image, "filepath", where) if "filepath" in image else ""
+        captions = [
+            _text(sentence, "raw", f"{where}.sentences[{n}]")
+            for n, sentence in enumerate(sentences)
+        ]
+        pairs.append((str(PurePosixPath(below) / name), captions))
+    return pairs
+
+
+def _list(item: Any, key: str, where: str) -> list[Any]:
+    return _get(list, item, key, where)
+
+
+def _text(item: Any, key: str, where: str) -> str:
+    """A caption; half of a surrogate pair, which JSON can write, is replaced."""
+    return _get(str, item, key, where).encode(errors="replace").decode()
+
+
+def _get(kind: type, item: Any, key: str, where: str) -> Any:
+    return _of(kind, _of(dict, item, where).get(key), f"{where}.{key}")
+
+
+def _of(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind):
+        what = "is missing" if value is None else f"is {type(value).__name__}"
+        raise _Malformed(f"{where} {what}, not {kind.__name__}")
+    return value

@@ -1,0 +1,44 @@
+"""Rows of `schemas.SOURCE` out of cells of whatever type they came in."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.schemas import SOURCE
+
+
+def source_rows(
+    locations: list[str], captions: list[list[str]], uid: Callable[[str], bytes]
+) -> pa.Table:
+    """One table of `schemas.SOURCE`.
+
+    Args:
+        locations: URLs, or paths in the source.
+        captions: of each location.
+        uid: names a picture by its location.
+    """
+    return pa.table(
+        {
+            "uid": pa.array([uid(location) for location in locations], SOURCE.field("uid").type),
+            "url": pa.array(locations, pa.string()),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+        },
+        schema=SOURCE,
+    )
+
+
+def caption_list(cell: Any) -> list[str]:
+    """Captions of a row: a null is none, one text is a list of one."""
+    if cell is None:
+        return []
+    return [text(item) for item in (cell if isinstance(cell, list) else [cell])]
+
+
+def text(cell: Any) -> str:
+    """A cell as text: null is empty, and bytes that are no UTF-8 are replaced."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", errors="replace")
+    return str(cell)
