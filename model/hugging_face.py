@@ -44,9 +44,10 @@ IMAGE = "<image>"
 LACKING = {"temperature": "the temperature", "qformer.head.": "the caption head"}
 """Of stage 1, by our names."""
 
-_POSITIONS = (r"embeddings\.position_ids$", "counts from 0")
+_POSITIONS = (r"embeddings\.position_ids", "counts from 0")
 _TEXT = (
-    r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
+    r"qformer\.encoder\.layer\.\d+\."
+    r"(intermediate\.dense|output\.(dense|LayerNorm))\.(weight|bias)",
     "of text; stage 2 reads none",
 )
 

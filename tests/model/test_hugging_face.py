@@ -210,6 +210,21 @@ def test_a_weight_that_is_missing_or_unexpected_is_named(retrieval, change, mess
         )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qformer.encoder.layer.1.intermediate.odd.weight",
+        "qformer.encoder.layer.1.output.dense.weight_odd",
+        "qformer.embeddings.position_ids",
+        "embeddings.position_ids_odd",
+    ],
+)
+def test_only_what_stage_2_has_no_use_for_is_left_out(generation, name):
+    theirs, _ = read_hugging_face(generation[0])
+    with pytest.raises(ConfigError, match=f"^{name}: unexpected"):
+        from_hugging_face(theirs | {name: torch.zeros(1)}, read_config(generation[0]), {})
+
+
 def test_folders_of_other_models_are_refused(tmp_path, generation, draw_blip2):
     with pytest.raises(ConfigError, match="is no folder of transformers"):
         read_config(tmp_path)
