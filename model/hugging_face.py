@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from transformers import (
     AutoConfig,
     Blip2Config,
@@ -44,9 +45,10 @@ IMAGE = "<image>"
 LACKING = {"temperature": "the temperature", "qformer.head.": "the caption head"}
 """Of stage 1, by our names."""
 
-_POSITIONS = (r"embeddings\.position_ids$", "counts from 0")
+_POSITIONS = (r"embeddings\.position_ids", "counts from 0")
 _TEXT = (
-    r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.",
+    r"qformer\.encoder\.layer\.\d+\."
+    r"(intermediate\.dense|output\.(dense|LayerNorm))\.(weight|bias)",
     "of text; stage 2 reads none",
 )
 
@@ -244,10 +246,15 @@ def _bert_tokenizer(tokenizer: CaptionTokenizer, max_tokens: int) -> PreTrainedT
 def _make_room(language: LanguageModel, rows: int) -> None:
     """Give the language model at least so many rows; those that are new are zero."""
     model = language.model
-    have = model.get_input_embeddings().num_embeddings
+    words, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    have = len(words)
     if have >= rows:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
+    if head is not words:  # or a T5 whose head is another's would get its words in its place
+        model.get_output_embeddings().weight = nn.Parameter(
+            F.pad(head, (0, 0, 0, rows - have)), requires_grad=False
+        )
     for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
         for value in embeddings.parameters():
             value[have:] = 0

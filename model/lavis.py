@@ -5,6 +5,7 @@ Its vision encoder is EVA-CLIP's g, 39 blocks of it, with heads 88 wide and norm
 """
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,23 @@ _TIED = {
     f"{_DECODER}.bias": "Qformer.cls.predictions.bias",
 }
 
+_KIND = r"\.(weight|bias)"
 _ALWAYS = [
-    (_POSITIONS, "counts from 0"),
-    (_DECODER, "tied to the word embeddings and the bias"),
-    (_TOWER, VISION),
-    (r"(opt|t5)_model\.", "the frozen language model"),
+    (re.escape(_POSITIONS), "counts from 0"),
+    (re.escape(_DECODER) + _KIND, "tied to the word embeddings and the bias"),
+    (re.escape(_TOWER) + ".+", VISION),
+    (r"(opt|t5)_model\..+", "the frozen language model"),
 ]
-_TEXT = (
-    r"Qformer\.(cls|bert\.embeddings\.(word|position)_embeddings"
-    r"|bert\.encoder\.layer\.\d+\.(intermediate|output))\."
-)
+_STAGE_2 = [
+    (pattern, "of text; stage 2 reads none")
+    for pattern in (
+        r"Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight",
+        r"Qformer\.bert\.encoder\.layer\.\d+\."
+        rf"(intermediate\.dense|output\.(dense|LayerNorm)){_KIND}",
+        r"Qformer\.cls\.predictions\.bias",
+        rf"Qformer\.cls\.predictions\.transform\.(dense|LayerNorm){_KIND}",
+    )
+]
 
 
 def read_lavis(file: Path) -> dict[str, Tensor]:
@@ -84,8 +92,7 @@ def from_lavis(theirs: Mapping[str, Tensor], known: Mapping[str, Any]) -> Foreig
     for copy, original in _TIED.items():
         if copy in theirs and not torch.equal(theirs[copy], theirs.get(original, theirs[copy])):
             raise ConfigError(f"{copy}: differs from {original}, to which it is tied")
-    text = [(_TEXT, "of text; stage 2 reads none")] if stage == 2 else []
-    ours, left_out = renamed(theirs, names, [*_ALWAYS, *text])
+    ours, left_out = renamed(theirs, names, [*_ALWAYS, *(_STAGE_2 if stage == 2 else [])])
     return ForeignWeights(stage, config_of(ours, names, known), ours, names, (), left_out)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 LeftOut = Sequence[tuple[str, str]]
-"""Patterns of names, each with why they are left out."""
+"""Patterns of whole names, each with why they are left out."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def renamed(
     ours: dict[str, Tensor] = {}
     passed: dict[str, list[str]] = {}
     for name, value in theirs.items():
-        why = next((why for pattern, why in left_out if re.match(pattern, name)), None)
+        why = next((why for pattern, why in left_out if re.fullmatch(pattern, name)), None)
         mine = names.ours(name)
         if why is not None:
             passed.setdefault(why, []).append(name)

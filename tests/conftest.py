@@ -24,8 +24,11 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     BlipImageProcessor,
+    LlamaConfig,
     OPTConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 settings.register_profile("viaduct", deadline=None)  # a busy machine is no failure
@@ -112,14 +115,38 @@ def text_tokenizer(start: str, end: str | None) -> PreTrainedTokenizerFast:
     )
 
 
+def language_config(family: str, rows: int, end: int) -> PreTrainedConfig:
+    """Of a language model of two layers, 16 wide."""
+    ids = {"vocab_size": rows, "eos_token_id": end, "pad_token_id": 0}
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"max_position_embeddings": 64, "bos_token_id": 5}
+    if family == "opt":
+        return OPTConfig(**ids, **size, ffn_dim=24, word_embed_proj_dim=16)
+    if family == "llama":
+        return LlamaConfig(**ids, **size, intermediate_size=24, num_key_value_heads=1)
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    return T5Config(
+        **ids, **size, decoder_start_token_id=0, tie_word_embeddings=family != "t5-untied"
+    )
+
+
 @pytest.fixture(scope="session")
 def draw_blip2():
     """Makes a small BLIP-2 of transformers, with its processor, and saves both where told to.
 
-    Nothing in it is zero. In stage 2 captions end with another token than the tokenizer's.
+    Nothing in it is zero. In stage 2 captions end with another token than the tokenizer's. Its
+    language model is an OPT, or of `family`: llama, t5 (whose head is tied) or t5-untied.
     """
 
-    def make(kind, folder: Path | None = None, *, spare_rows=3, seed=2, **changes: int):
+    def make(
+        kind,
+        folder: Path | None = None,
+        *,
+        family: str = "opt",
+        spare_rows: int = 3,
+        seed: int = 2,
+        **changes: int,
+    ):
         retrieves = kind is Blip2ForImageTextRetrieval
         tokenizer = text_tokenizer("[CLS]", "[SEP]") if retrieves else text_tokenizer("</s>", None)
         words = len(tokenizer)  # the processor adds <image>
@@ -148,18 +175,8 @@ def draw_blip2():
             cross_attention_frequency=changes.get("cross_attention_every", 2),
             use_qformer_text_input=retrieves,
         )
-        text = OPTConfig(
-            vocab_size=words + spare_rows,
-            hidden_size=16,
-            ffn_dim=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            word_embed_proj_dim=16,
-            bos_token_id=5,
-            eos_token_id=tokenizer.convert_tokens_to_ids("boat"),
-            pad_token_id=0,
-        )
+        end = tokenizer.convert_tokens_to_ids("boat")
+        text = language_config(family, words + spare_rows, end)
         config = Blip2Config(
             vision_config=vision,
             qformer_config=qformer,
@@ -169,6 +186,9 @@ def draw_blip2():
             image_token_index=words,
         )
         model = kind(config).eval()
+        if family == "t5-untied":  # transformers ties all T5s, but leaves another head alone
+            head = model.language_model.lm_head
+            head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
         scatter(model, seed)
         if folder is not None:
             model.save_pretrained(folder)

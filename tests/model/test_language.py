@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -33,7 +35,7 @@ def save_tokenizer(folder: Path, *, end: str | None = "</s>") -> None:
     ).save_pretrained(folder)
 
 
-def save_opt(folder: Path, *, end: str | None = "</s>") -> Path:
+def save_opt(folder: Path, *, end: str | None = "</s>", tied: bool = True) -> Path:
     """Two layers, 16 wide, as a hub has it, in half precision."""
     torch.manual_seed(0)
     config = OPTConfig(
@@ -45,6 +47,7 @@ def save_opt(folder: Path, *, end: str | None = "</s>") -> Path:
         max_position_embeddings=20,
         word_embed_proj_dim=12,
         dropout=0.5,
+        tie_word_embeddings=tied,
     )
     OPTForCausalLM(config).half().save_pretrained(folder)
     save_tokenizer(folder, end=end)
@@ -104,12 +107,90 @@ def test_damaged_weights_are_named(opt):
     assert f"language_model: hf:{opt} cannot be had" in told(opt)
 
 
-def save_t5(folder: Path, *, start: int | None = 0) -> Path:
+def save_t5(folder: Path, *, start: int | None = 0, tied: bool = True) -> Path:
     size = {"vocab_size": 8, "d_model": 12, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
-    config = T5Config(**size, decoder_start_token_id=start)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    config = T5Config(**size, decoder_start_token_id=start, tie_word_embeddings=tied)
+    model = T5ForConditionalGeneration(config)
+    if not tied:  # transformers ties all T5s, but leaves a head alone that is another's
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(8, 12))
+    model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("save", [save_opt, save_t5])
+def test_words_and_head_may_be_tied(tmp_path, save, tied):
+    folder = save(tmp_path / "model", tied=tied)
+    stored = load_file(folder / "model.safetensors")
+    assert ("lm_head.weight" in stored) != tied
+    model = load_language_model(f"hf:{folder}").model
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight) == tied
+    own = model.state_dict()
+    assert all(torch.equal(own[name], value.float()) for name, value in stored.items())
+
+
+HEAD = "lm_head.weight"
+INNER = {
+    "opt": "model.decoder.layers.1.fc1.weight",
+    "t5": "decoder.block.0.layer.1.EncDecAttention.k.weight",
+}
+WORD_ROWS = {"opt": "model.decoder.embed_tokens.weight", "t5": "shared.weight"}
+
+
+def edit(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Put other tensors into a folder's weights, or take some out."""
+    file = folder / "model.safetensors"
+    stored = {**load_file(file), **change}
+    kept = {name: value for name, value in stored.items() if value is not None}
+    save_file(kept, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_a_weight_that_is_missing_or_unexpected_is_named(tmp_path, name):
+    """Of a folder of its own, tied or not."""
+    save = {"opt": save_opt, "t5": save_t5}[name]
+    inner, rows = INNER[name], WORD_ROWS[name]
+    changes: list[tuple[bool, dict[str, torch.Tensor | None], str]] = [
+        (True, {inner: None}, f"{inner}: missing"),
+        (False, {inner: None}, f"{inner}: missing"),
+        (True, {rows: None}, "weight: missing"),  # one of those that are tied to it
+        (True, {"odd.weight": torch.zeros(1)}, "odd.weight: unexpected"),
+        (True, {inner: torch.zeros(2, 3)}, rf"{inner}: has shape (2, 3), not (8, "),
+    ]
+    if name == "opt":  # a T5 without a head is one that is tied
+        changes.append((False, {HEAD: None}, f"{HEAD}: missing"))
+    for number, (tied, change, message) in enumerate(changes):
+        folder = save(tmp_path / str(number), tied=tied)
+        edit(folder, change)
+        line = told(folder)
+        assert line.startswith(f"language_model: hf:{folder}: ")
+        assert message in line
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_of_a_blip_2_the_weights_of_its_language_model_count(tmp_path, draw_blip2, name):
+    """What else lies in its folder is read, and missed, elsewhere."""
+    folder, inner = tmp_path / "blip2", f"language_model.{INNER[name]}"
+    draw_blip2(Blip2ForConditionalGeneration, folder, family=name)
+    rest = ("query_tokens", "vision_model.post_layernorm.bias")
+    edit(folder, dict.fromkeys(rest) | {"odd.weight": torch.zeros(1)})
+    whole = load_language_model(f"hf:{folder}").model.state_dict()
+    stored = load_file(folder / "model.safetensors")
+    assert torch.equal(whole[INNER[name]], stored[inner])
+    for change, message in (
+        ({inner: None}, f"{inner}: missing"),
+        ({inner: stored[inner], "language_model.odd": torch.zeros(1)}, "odd: unexpected"),
+        ({"language_model.odd": None, inner: torch.zeros(1)}, f"{inner}: has shape (1,), not ("),
+    ):
+        edit(folder, change)
+        assert f"language_model: hf:{folder}: " in told(folder)
+        assert message in told(folder)
+
+
+def test_a_blip_2_without_a_language_model_has_none(tmp_path, draw_blip2):
+    draw_blip2(Blip2ForImageTextRetrieval, tmp_path)
+    assert "lm_head.weight: missing" in told(tmp_path)
 
 
 def test_an_encoder_decoder_is_one(tmp_path, opt):

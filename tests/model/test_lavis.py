@@ -172,6 +172,17 @@ def test_what_is_left_out_is_told_with_its_reason():
         (2, {"query_tokens": torch.zeros(3)}, r"query_tokens: has shape \(3,\)"),
         (2, {"opt_proj.bias": None}, "opt_proj.bias: missing"),
         (2, {"itm_head.bias": torch.zeros(2)}, "itm_head.bias: unexpected in a model of stage 2"),
+        *(
+            (stage, {name: torch.zeros(1)}, f"^{name}: unexpected")
+            for stage in (1, 2)
+            for name in (
+                "Qformer.cls.predictions.decoder_odd.weight",
+                "Qformer.bert.embeddings.position_ids_odd",
+                "visual_encoder_odd.x",
+                "Qformer.bert.encoder.layer.1.intermediate.odd.weight",
+                "Qformer.cls.odd",
+            )
+        ),
     ],
 )
 def test_a_weight_that_is_missing_or_unexpected_is_named(tokenizer, stage, change, message):

@@ -73,11 +73,17 @@ def test_what_nothing_stands_for_has_no_name(form, name):
 
 
 def test_reasons_come_before_names():
-    left_out = [(r"itm_head\.", "of no use"), ("odd", "odd")]
+    left_out = [(r"itm_head\.(weight|bias)", "of no use"), (r"odd\..+", "odd")]
     theirs = {n: torch.ones(1) for n in ("itm_head.bias", "odd.name", "temp", "itm_head.weight")}
     ours, passed = renamed(theirs, lavis_names(), left_out)
     assert list(ours) == ["temperature"]
     assert passed == {"of no use": ["itm_head.bias", "itm_head.weight"], "odd": ["odd.name"]}
+
+
+def test_a_reason_is_for_whole_names():
+    for name in ("itm_head.bias.odd", "itm_head.biased"):
+        with pytest.raises(ConfigError, match=rf"{name}: unexpected"):
+            renamed({name: torch.zeros(1)}, lavis_names(), [(r"itm_head\.bias", "of no use")])
 
 
 def test_what_has_no_place_keeps_our_name():
