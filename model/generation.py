@@ -29,7 +29,12 @@ _LIKELY = 512
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How captions are written; the defaults are those of BLIP-2's own stage 1."""
+    """How captions are written; the defaults are those of BLIP-2's own stage 1.
+
+    But its beam search ends when the best caption that still runs is, at its present length, no
+    better than the worst of num_beams that have ended (transformers' early_stopping False): better
+    ones could still come. Here it goes on until none can (`model.beams`).
+    """
 
     method: Literal["beam", "nucleus", "greedy"] = "beam"
     """`beam` looks for the captions of the highest mean log-probability a token; `nucleus` draws;

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.language import LanguageModel
 from model.language_text import IGNORED
-from model.layers import INIT_STD, initialise
+from model.layers import INIT_STD, exact, initialise
 from model.qformer import QFormer, QFormerConfig
 from model.ranks import mean_over_ranks
 
@@ -68,9 +68,12 @@ class Stage2(nn.Module):
             `loss` in nats a token; its mean over the ranks is that over all tokens.
         """
         soft = self.soft_prompt(batch.tokens)
-        scores = language.scores(soft, batch.ids, batch.present, batch.targets).float()
+        scores = language.scores(soft, batch.ids, batch.present, batch.targets)
         total = F.cross_entropy(
-            scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+            exact(scores).flatten(0, 1),
+            batch.targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
         )
         return {"loss": mean_over_ranks(total, (batch.targets != IGNORED).sum())}
 

@@ -490,6 +490,32 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_no_step_waits_to_hear_whether_its_own_update_was_skipped(monkeypatch):
+    """The device gets there later: a flag that is asked in its own step fails."""
+    now, asked = [0], []
+
+    def later(flag: torch.Tensor) -> Callable[[], bool]:
+        own = now[0]
+
+        def ask() -> bool:
+            assert now[0] > own, f"step {own} waits"
+            asked.append(own)
+            return bool(flag)
+
+        return ask
+
+    monkeypatch.setattr(training.ranks, "later", later)
+    guard = training._Guard(0)
+    for step in range(6):
+        now[0] = step
+        guard.heed(torch.tensor(step in (1, 3, 4)))
+        assert asked == list(range(step))
+    now[0] += 1
+    guard.settle()
+    guard.settle()
+    assert asked == list(range(6))
+
+
 def test_three_in_a_row_end_it(tmp_path, stage1_command, rank_here, spoil, refused):
     spoil(5, 6, 7)
     with rank_here():

@@ -174,6 +174,19 @@ def test_captions_are_those_of_transformers_without_a_cache(stage1, beams, least
     assert words(write_captions(stage1, tokens, config)) == expected
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_captions_of_the_default_setting_are_those_of_transformers(scattered_stage1, penalty):
+    config = GenerationConfig(repetition_penalty=penalty)
+    assert (config.method, config.num_beams, config.num_captions) == ("beam", 3, 1)
+    assert (config.min_tokens, config.max_tokens) == (10, 30)
+    stage1 = sighted(scattered_stage1(max_positions=30), end=2.3)
+    tokens = pictures(6)
+    expected = by_transformers(stage1, tokens, config)
+    assert len({its[0] for its in expected}) > 1
+    assert len({len(its[0]) for its in expected}) > 1
+    assert words(write_captions(stage1, tokens, config)) == expected
+
+
 # Beam search
 
 

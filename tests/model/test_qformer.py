@@ -216,6 +216,43 @@ def test_one_pass_sees_reads_and_writes_as_each_alone(qformer, tokens, ids, pres
 
 
 @torch.no_grad()
+def test_changing_the_text_changes_no_query_output(qformer, tokens, ids, present):
+    """Nor scores of what is written before it; in the one pass, to the last bit."""
+    image = qformer.image_keys(tokens, NORM)
+
+    def one_pass(read: Tensor, write: Tensor):
+        written, _ = to_write(write, present, dec=39)
+        return qformer.see_read_and_write(image, Texts.packed(read, present), written), written
+
+    (queries, first, scores), written = one_pass(ids, ids)
+    without, _, _ = qformer.see_read_and_write(image, Texts.packed(ids, present))
+    changed = (ids + 1) % 38
+    (others, other_first, other_scores), _ = one_pass(changed, changed)
+    assert torch.equal(others, queries)
+    without_other, _, _ = qformer.see_read_and_write(image, Texts.packed(changed, present))
+    assert torch.equal(without_other, without)
+    assert ((other_first - first).abs().amax(dim=1) > 1e-6).all()
+    assert ((other_scores - scores).abs().amax(dim=1) > 1e-6)[written.position > 0].all()
+    # What is read and what is written do not see each other.
+    (others, other_first, other_scores), _ = one_pass(changed, ids)
+    assert torch.equal(others, queries)
+    assert torch.equal(other_scores, scores)
+    assert ((other_first - first).abs().amax(dim=1) > 1e-6).all()
+    for place in range(1, 6):
+        later = ids.clone()
+        later[:, place] = changed[:, place]
+        (others, other_first, other_scores), _ = one_pass(ids, later)
+        assert torch.equal(others, queries)
+        assert torch.equal(other_first, first)
+        earlier = written.position < place
+        # A text that has no such token does not change at all; nobody writes its last one.
+        same = earlier | (place >= written.present.sum(dim=1))[written.text]
+        assert torch.equal(other_scores[same], scores[same])
+        assert ((other_scores - scores).abs().amax(dim=1) > 1e-6)[~same].all()
+        assert earlier.any()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("steps", [[1] * 6, [4, 2], [3, 1, 2]])
 def test_writing_in_steps_is_writing_at_once(qformer, tokens, ids, present, steps):
     _, past = qformer.see(qformer.image_keys(tokens, NORM))

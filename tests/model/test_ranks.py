@@ -8,21 +8,26 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.language import LanguageModel
+from model.language_text import IGNORED
 from model.qformer import QFormerConfig
 from model.ranks import alone, anywhere, gathered, later, mean_over_ranks, num_ranks, rank
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.stage2 import Stage2, Stage2Batch
 from model.text import CaptionTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUM_PAIRS = 8
 CAPTIONS = [
     "the old house by the sea at night, with a light in its window",
     "people wait for a green bus",
@@ -40,13 +45,31 @@ DUPLICATES = ([0, 1, 2, 3, 0, 5, 6, 1], [0, 1, 2, 3, 4, 2, 6, 3])
 """Keys of pictures and captions; equal ones lie on different ranks."""
 LONELY = ([0, 0, 0, 0, 0, 5, 6, 7], [0, 1, 2, 3, 4, 0, 0, 0])
 """The first pair has no negatives."""
+FEW = ([0, 1, 2, 0], [4, 1, 2, 3])
+"""Four ranks have one pair each."""
+ONE_PICTURE = ([5] * 8, list(range(8)))
+"""Nobody has negatives."""
+
+
+class Case(NamedTuple):
+    """Pairs, and how a step has them."""
+
+    keys: tuple[list[int], list[int]]
+    hardness: float | None = 1.0
+    dtype: torch.dtype = torch.float32
+    gradient: bool = True
+    with_itg: bool = True
+
 
 CASES = {
-    "distinct": (DISTINCT, 1.0, torch.float32, True),
-    "duplicates": (DUPLICATES, 0.5, torch.float16, True),
-    "lonely": (LONELY, 1.0, torch.bfloat16, True),
-    "before ITM": (DUPLICATES, None, torch.float32, True),
-    "gathered without gradient": (DISTINCT, 1.0, torch.float32, False),
+    "distinct": Case(DISTINCT),
+    "duplicates": Case(DUPLICATES, 0.5, torch.float16),
+    "lonely": Case(LONELY, dtype=torch.bfloat16),
+    "before ITM": Case(DUPLICATES, None),
+    "before ITG": Case(DUPLICATES, with_itg=False),
+    "one pair a rank": Case(FEW),
+    "one picture": Case(ONE_PICTURE),
+    "gathered without gradient": Case(DISTINCT, gradient=False),
 }
 
 
@@ -58,25 +81,35 @@ def load(folder: Path) -> Stage1:
     return stage1.train()
 
 
+def here(num: int) -> slice:
+    """This rank's share of what all ranks have."""
+    return slice(rank() * num // num_ranks(), (rank() + 1) * num // num_ranks())
+
+
 def pairs_of(stage1: Stage1, keys: tuple[list[int], list[int]], dtype: torch.dtype) -> Stage1Batch:
     """This rank's share of the pairs of all ranks, padded to its own longest caption."""
-    here = slice(rank() * NUM_PAIRS // num_ranks(), (rank() + 1) * NUM_PAIRS // num_ranks())
-    picture, caption = (torch.tensor(k)[here] for k in keys)
-    drawn = torch.randn(NUM_PAIRS, 5, 10, generator=torch.Generator().manual_seed(3))
+    picture, caption = (torch.tensor(k)[here(len(k))] for k in keys)
+    drawn = torch.randn(8, 5, 10, generator=torch.Generator().manual_seed(3))
     texts = [CAPTIONS[c] for c in caption.tolist()]
     return stage1.batch(drawn[picture].to(dtype), texts, picture, caption)
 
 
 def step(stage1: Stage1, case: str) -> dict[str, Tensor]:
     """Losses and gradients, averaged over the ranks."""
-    keys, hardness, dtype, gradient = CASES[case]
-    numbers = torch.rand(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    keys, hardness, dtype, gradient, with_itg = CASES[case]
+    numbers = torch.rand(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    numbers = numbers[: len(keys[0])].T
     objectives = ObjectivesConfig(gather_gradient=gradient)
+    batch = pairs_of(stage1, keys, dtype)
     stage1.zero_grad(set_to_none=True)
-    found = stage1(pairs_of(stage1, keys, dtype), objectives, hardness, numbers)
+    return averaged(stage1, stage1(batch, objectives, hardness, numbers, with_itg=with_itg))
+
+
+def averaged(module: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Losses and gradients of all ranks, from those of this one."""
     found["loss"].backward()
     found = {f"loss {name}": value.detach() for name, value in found.items()}
-    found |= {f"gradient {name}": p.grad.clone() for name, p in stage1.named_parameters()}
+    found |= {f"gradient {name}": p.grad.clone() for name, p in module.named_parameters()}
     if num_ranks() > 1:
         for value in found.values():
             dist.all_reduce(value)
@@ -84,8 +117,33 @@ def step(stage1: Stage1, case: str) -> dict[str, Tensor]:
     return found
 
 
+def stage2_step(stage1: Stage1) -> dict[str, Tensor]:
+    """Of stage 2, where ranks have other numbers of words to learn, and the first has fewest."""
+    torch.manual_seed(5)
+    size = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24}
+    size |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    model = LlamaForCausalLM(LlamaConfig(**size, pad_token_id=0, eos_token_id=1, bos_token_id=2))
+    module = Stage2(stage1.config, 16)
+    for weights in [*model.parameters(), *module.parameters()]:
+        nn.init.normal_(weights, std=0.3)
+    lengths = torch.tensor([1, 2, 1, 3, 7, 5, 9, 4])
+    tokens, ids = torch.randn(8, 5, 10), torch.randint(3, 40, (8, 9))
+    present = torch.arange(9) < lengths[:, None]
+    targets = ids.masked_fill(~present, IGNORED)
+    batch = Stage2Batch(*(x[here(8)] for x in (tokens, ids, present, targets)))
+    return averaged(module, module(batch, LanguageModel("hf:small", model, None)))
+
+
 def steps(stage1: Stage1) -> dict[str, dict[str, Tensor]]:
-    return {case: step(stage1, case) for case in CASES}
+    return {case: step(stage1, case) for case in CASES} | {"stage 2": stage2_step(stage1)}
+
+
+def tokens_gathered(stage1: Stage1) -> list[tuple[str, bool]]:
+    """Type of the pictures' tokens that a step has from other ranks, and if with gradient."""
+    with mock.patch("model.stage1.gathered", wraps=gathered) as spy:
+        step(stage1, "duplicates")
+    asked = [(call.args[0], call.kwargs["gradient"]) for call in spy.call_args_list]
+    return [(str(x.dtype), gradient) for x, gradient in asked if x.shape[1:] == (5, 10)]
 
 
 def parts() -> dict[str, Tensor]:
@@ -125,7 +183,7 @@ def run_rank(number: int, folder: Path) -> None:
             world_size=size,
             timeout=timedelta(seconds=100),
         )
-        found = {"steps": steps(stage1), "parts": parts()}
+        found = {"steps": steps(stage1), "parts": parts(), "tokens": tokens_gathered(stage1)}
         if number == 0:
             with alone():  # the others take no part
                 found["alone"] = step(stage1, "duplicates")
@@ -177,7 +235,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             assert (found[name] - value).norm() <= 1e-5 * value.norm() + 1e-6 * longest, name
 
 
-@pytest.mark.parametrize("case", [name for name, (*_, gradient) in CASES.items() if gradient])
+SAME = [name for name, case in CASES.items() if case.gradient]
+
+
+@pytest.mark.parametrize("case", [*SAME, "stage 2"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_losses_and_gradients_are_those_of_one_rank(worlds, one_rank, size, case):
     assert_same(worlds[size]["steps"][case], one_rank[case])
@@ -185,9 +246,13 @@ def test_losses_and_gradients_are_those_of_one_rank(worlds, one_rank, size, case
 
 def test_the_cases_are_what_they_are_called(one_rank):
     """Each has something to compare: ITM decides, and masks matter."""
-    for case, (_, hardness, *_) in CASES.items():
-        assert ("loss itm" in one_rank[case]) == (hardness is not None)
-        assert one_rank[case]["loss itc"] > 0.1
+    for name, case in CASES.items():
+        found = one_rank[name]
+        assert ("loss itm" in found) == (case.hardness is not None)
+        assert ("loss itg" in found) == case.with_itg
+        assert (found["loss itc"] > 0.1) == (name != "one picture")
+    assert one_rank["one picture"]["loss itc"] == one_rank["one picture"]["loss itm"] == 0
+    assert one_rank["stage 2"]["loss loss"] > 1
     assert 0 < one_rank["lonely"]["loss itm_accuracy"] < 1
     assert one_rank["gathered without gradient"]["loss itc"] == one_rank["distinct"]["loss itc"]
 
@@ -203,6 +268,11 @@ def test_without_gradient_losses_are_the_same_and_itcs_gradient_is_too_short(
         # What ITC does not move has the same gradient.
         if name.startswith(("loss", "gradient itm_head", "gradient qformer.head")):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_tokens_of_other_ranks_come_in_the_caches_type_and_without_gradient(worlds, size):
+    assert worlds[size]["tokens"] == [("torch.float16", False)]
 
 
 @pytest.mark.parametrize("size", [2, 4])

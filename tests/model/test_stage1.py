@@ -11,7 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from model import stage1 as under_test
 from model.itg import to_write
+from model.layers import Attention
 from model.optimizer import OptimizerConfig, make_optimizer, update
 from model.packing import Texts
 from model.stage1 import TEMPERATURE_RANGE, ObjectivesConfig, Stage1, Stage1Batch
@@ -322,6 +324,46 @@ def test_a_pinned_batch_is_the_batch(batch):
     there = pinned.to("cuda")
     assert torch.equal(there.tokens.cpu(), batch.tokens)
     assert torch.equal(there.texts.places.cpu(), batch.texts.places)
+
+
+def test_a_step_does_no_work_twice(stage1, batch, monkeypatch):
+    """Pictures are mapped once a layer, and nets see neither padding nor what no loss reads."""
+    mapped, drawn, rows = [], [], {}
+    keys_values, draw = Attention.keys_values_of_norm, under_test.draw_negatives
+
+    def counted(look, normed, norm):
+        mapped.append((look, len(normed)))
+        return keys_values(look, normed, norm)
+
+    def recorded(*args, **options):
+        drawn.append(draw(*args, **options)[0])
+        return draw(*args, **options)
+
+    monkeypatch.setattr(Attention, "keys_values_of_norm", counted)
+    monkeypatch.setattr(under_test, "draw_negatives", recorded)
+    nets = {"head": stage1.qformer.head}
+    for number, layer in enumerate(stage1.qformer.layers):
+        nets[number, "queries"] = layer.query_feed_forward
+        nets[number, "text"] = layer.text_feed_forward
+        nets[number, "looked for"] = layer.attention.query
+    for name, net in nets.items():
+        rows[name] = []
+        net.register_forward_pre_hook(lambda _, args, found=rows[name]: found.append(len(args[0])))
+    stage1(batch, PAPER, 1.0, numbers(6))["loss"].backward()
+
+    assert mapped == [(layer.look, 6) for layer in stage1.qformer.layers if layer.look is not None]
+    assert len(mapped) == 2
+    # ITM has three sequences a pair: its picture with its text and a drawn one, its text again.
+    lengths = batch.texts.present.sum(dim=1)
+    read, written = int(lengths.sum()), len(batch.targets)
+    matched = 2 * read + int(lengths[drawn[1]].sum())
+    queries = [6 * 4, 18 * 4]
+    text, last_text = [read + written, matched], [6 + written]
+    assert rows.pop("head") == [written]
+    for (number, name), found in rows.items():
+        its = last_text if number == 2 else text
+        both = [q + t for q, t in itertools.zip_longest(queries, its, fillvalue=0)]
+        assert found == {"queries": queries, "text": its, "looked for": both}[name], (number, name)
 
 
 # Batches in which there is nobody else
