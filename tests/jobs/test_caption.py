@@ -184,13 +184,24 @@ def test_features_are_captioned_as_they_are_cached(unbroken, data, stage1, print
 
 def test_pairs_beside_features_tell_urls_and_splits(stage2, data, printed):
     where = ("--features", data / "features", "--pairs", data / "pairs", "--split", "test")
-    command = ("--checkpoint", stage2, *where, "--num-beams", 1)
+    lengths = ("--min-tokens", 2, "--max-tokens", 8)
+    command = ("--checkpoint", stage2, *where, "--num-beams", 1, *lengths)
     rows = rows_of(data, "test")
     assert 2 < len(rows) < len(rows_of(data))
     answers = printed("answer", *QUESTION, *command)["answers"]
     assert [(one["uid"], one["picture"]) for one in answers] == [row[:2] for row in rows]
     some = printed("answer", *QUESTION, *command, "--limit", 2)["answers"]
     assert some == answers[:2]
+    captions = printed("caption", *command)["captions"]
+    own, language = load_stage2(Checkpoint.open(str(stage2)))
+    tokens = torch.stack([token for _, _, token in rows])
+    config = GenerationConfig(num_beams=1, min_tokens=2, max_tokens=8)
+    for told, prompt in (
+        ([one["answer"] for one in answers], "Question: what colour is the boat? Answer:"),
+        ([one["caption"] for one in captions], "picture"),  # what it was trained with
+    ):
+        expected = write_texts(own, language, tokens, prompt, config)
+        assert [[text] for text in told] == expected
 
 
 def test_what_was_taken_down_has_no_caption(tmp_path, unbroken, data, printed):
