@@ -67,6 +67,7 @@ class Ingest:
             {
                 "shard_rows": self.shard_rows,
                 "max_download_bytes": self.fetch.max_download_bytes,
+                "ignore_opt_out": self.fetch.ignore_opt_out,
                 **asdict(self.picture),
             },
             (Parent("source", source.digest()),),
