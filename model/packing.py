@@ -81,18 +81,15 @@ def joined(parts: Sequence[tuple[Texts, Int[Tensor, " M"]]]) -> Texts:
     Args:
         parts: each list, and the number that each of its texts gets in the whole.
     """
-    num, width = sum(len(numbers) for _, numbers in parts), max(its.width for its, _ in parts)
-    first = parts[0][0]
-    ids, present = first.ids.new_zeros(num, width), first.present.new_zeros(num, width)
-    places = []
-    for texts, numbers in parts:
-        wide = texts.widened(width)
-        ids, present = (
-            ids.index_copy(0, numbers, wide.ids),
-            present.index_copy(0, numbers, wide.present),
-        )
-        places.append(numbers[wide.text] * width + wide.position)
-    return Texts(ids, present, torch.cat(places).sort().values)
+    width = max(texts.width for texts, _ in parts)
+    wide = [(texts.widened(width), numbers) for texts, numbers in parts]
+    order = torch.cat([numbers for _, numbers in wide]).argsort()
+    places = [numbers[texts.text] * width + texts.position for texts, numbers in wide]
+    return Texts(
+        torch.cat([texts.ids for texts, _ in wide])[order],
+        torch.cat([texts.present for texts, _ in wide])[order],
+        torch.cat(places).sort().values,
+    )
 
 
 class View:

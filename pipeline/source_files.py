@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -103,6 +104,19 @@ def files_in(folder: Folder) -> list[SourceFile]:
     else:
         names = folder.files()
     return [SourceFile(folder, name) for name in names if not name.startswith(".")]
+
+
+def own_folder(files: list[SourceFile]) -> Path:
+    """The folder in which files lie, for the pictures that they list.
+
+    Raises:
+        ConfigError: it is not one local folder.
+    """
+    folders = {str(file.folder) for file in files}
+    if len(folders) > 1 or not files[0].folder.is_local:
+        why = "so do others in another folder" if len(folders) > 1 else "lies in no local folder"
+        raise ConfigError(f"{files[0]}: lists files, and {why}: a picture_folder is needed")
+    return Path(folders.pop())
 
 
 def _file(fs: pafs.FileSystem, path: str) -> SourceFile:

@@ -15,9 +15,9 @@ from pipeline.annotations import AnnotationSource
 from pipeline.errors import ConfigError
 from pipeline.picture_folders import FolderSource
 from pipeline.schemas import SOURCE
-from pipeline.source_files import SourceFile, files_in, find
+from pipeline.source_files import SourceFile, files_in, find, own_folder
 from pipeline.storage import Folder
-from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table, own_folder
+from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table
 
 
 class Source(Protocol):

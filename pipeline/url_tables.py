@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import ConfigError, first_line
-from pipeline.source_files import COMPRESSIONS, SourceFile
+from pipeline.source_files import COMPRESSIONS, SourceFile, own_folder
 from pipeline.source_rows import caption_list, source_rows, text
 from pipeline.uids import uid_of, uid_of_url
 
@@ -110,19 +110,6 @@ class TableSource:
                 )
             return None
         return given or own_folder(self.files)
-
-
-def own_folder(files: list[SourceFile]) -> Path:
-    """The folder in which files lie, for the pictures that they list.
-
-    Raises:
-        ConfigError: it is not one local folder.
-    """
-    folders = {str(file.folder) for file in files}
-    if len(folders) > 1 or not files[0].folder.is_local:
-        why = "so do others in another folder" if len(folders) > 1 else "lies in no local folder"
-        raise ConfigError(f"{files[0]}: lists files, and {why}: a picture_folder is needed")
-    return Path(folders.pop())
 
 
 def is_table(file: SourceFile) -> bool:
