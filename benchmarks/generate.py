@@ -22,10 +22,12 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 
-from model.generation import Caption, GenerationConfig, draw_nucleus, write_captions
+from model.generation.nucleus import draw_nucleus
+from model.generation.settings import GenerationConfig
+from model.generation.stage1 import Caption, write_captions
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 
 NUM_PICTURES = 2
 NUM_IMAGE_TOKENS, VISION_WIDTH = 257, 1408

@@ -9,10 +9,11 @@ import tyro
 from jobs.subjects import SubjectsConfig, open_subjects
 from jobs.texts import OutputConfig, Writer, tell, write_of
 from model.checkpoint import Checkpoint, load_stage1, load_stage2
-from model.generation import GenerationConfig, write_captions
-from model.language import LanguageModel
-from model.language_generation import write_texts
+from model.generation.settings import GenerationConfig
+from model.generation.stage1 import write_captions
+from model.generation.stage2 import write_texts
 from model.language_text import CAPTION_PROMPT
+from model.pretrained.language import LanguageModel
 from pipeline.errors import ConfigError
 
 

@@ -20,7 +20,8 @@ from jobs.results import publish_result
 from model.checkpoint import Checkpoint, check_features, load_stage1
 from model.itc import same_pairs
 from model.itm import draw_negatives
-from model.ridge import FrozenText, Ridge, caption_means, fit_ridges, pooled
+from model.pretrained.sentences import FrozenText
+from model.ridge import Ridge, caption_means, fit_ridges, pooled
 from model.stage1 import Stage1
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side

@@ -12,8 +12,6 @@ import tyro
 
 from model import lavis
 from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.encoders import VisionEncoder
-from model.hub import tensors_digest
 from model.hugging_face import (
     LACKING,
     generation_model,
@@ -22,6 +20,8 @@ from model.hugging_face import (
     to_hugging_face,
 )
 from model.kept_beside import FILE, Kept
+from model.pretrained.digests import tensors_digest
+from model.pretrained.encoders import VisionEncoder
 from model.vit_as_tower import tower_of
 from pipeline.errors import ConfigError
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
-from model.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft

@@ -9,9 +9,7 @@ import tyro
 
 from model import lavis
 from model.checkpoint import FILE, Checkpoint, qformer_of, save_tensors, write_checkpoint
-from model.encoders import EncoderConfig, EncoderSpec, load_encoder, weights_digest
 from model.foreign_weights import ForeignWeights
-from model.hub import folder_digest, local_folder, tensors_digest
 from model.hugging_face import (
     LACKING,
     folder_tokenizer,
@@ -21,9 +19,13 @@ from model.hugging_face import (
     read_hugging_face,
 )
 from model.kept_beside import Kept
-from model.language import LanguageModel, load_language_model
-from model.text import CaptionTokenizer
-from model.vision_tower import VisionTower, save_tower
+from model.pretrained.digests import folder_digest, tensors_digest, weights_digest
+from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.hub import local_folder
+from model.pretrained.language import LanguageModel
+from model.pretrained.language_loading import load_language_model
+from model.pretrained.vision_tower import VisionTower, save_tower
+from model.tokenizer import CaptionTokenizer
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage, Parent

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint
 from model.optimizer import OptimizerConfig
 from model.stage1 import ObjectivesConfig, Stage1Batch
 from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.dataset import Dataset
 from pipeline.lineage import Lineage
 from pipeline.loader import Batch, Pairs

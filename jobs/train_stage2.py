@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from jobs.cluster import ClusterConfig, session
 from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, prepare, train
 from model.checkpoint import Checkpoint, check_features
-from model.encoders import weights_digest
-from model.language import load_language_model
 from model.language_text import caption_room, check_positions, language_batch
 from model.optimizer import OptimizerConfig
+from model.pretrained.digests import weights_digest
+from model.pretrained.language_loading import load_language_model
 from model.stage2 import Stage2, Stage2Batch, take_over
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError

@@ -1,8 +1,8 @@
 """Tensors: the frozen models, and what is trained between them.
 
-    encoders    frozen vision encoders by name, with layer and token choice
-    offline     vision weights that come with a Python package, for machines with no hub
-    text        captions as token ids; BERT's tokenizer with [DEC], or one learned from captions
+    pretrained  what others trained, by name: vision encoders, language models
+    tokenizer   captions as token ids; BERT's, with [DEC]
+    vocabulary  its words, learned from captions
     qformer     the Q-Former: each way of looking, in passes over packed rows
     masks       who sees whom
     packing     texts without their padding, and the padded view of attention
@@ -10,12 +10,9 @@
     itc, itm, itg    the three objectives as functions of tensors
     stage1      the Q-Former with its heads, and the three losses of a batch
     start       what stage 1 starts from: a BERT, or a size
-    language    frozen language models by name, decoder-only or encoder-decoder
     language_text  captions and prompts as their tokens: what is read, what is learned
     stage2      the projection into a language model
-    language_generation  captions and answers out of stage 2
-    generation  captions out of stage 1's caption head, by draws, greedily or by beam search
-    beams       beam search, whoever gives the scores
+    generation  captions and answers out of both stages
     ridge       the control: a linear map from pooled tokens to frozen text embeddings
     optimizer   AdamW's groups, the learning rate of a step
     memory      how a CPU's memory is kept between steps
@@ -28,10 +25,7 @@ and the exchange with LAVIS and transformers:
     foreign_weights   what weights under other names tell, and models of them
     lavis             LAVIS's .pth to our names and back
     hugging_face      BLIP-2 folders of transformers to our names and back
-    hub               where such a folder is, and its tensors
-    vision_tower      the vision tower of such a folder as a frozen encoder
     vit_as_tower      a ViT of timm or LAVIS as such a tower
-    image_transforms  what is done to pictures, in the words of timm and of transformers
     kept_beside       what an exported checkpoint has that the other format has not
 
 Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C

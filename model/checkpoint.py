@@ -14,18 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.encoders import (
-    EncoderConfig,
-    EncoderSpec,
-    VisionEncoder,
-    load_encoder,
-    weights_digest,
-)
-from model.language import LanguageModel, load_language_model
+from model.pretrained.digests import weights_digest
+from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
+from model.pretrained.language import LanguageModel
+from model.pretrained.language_loading import load_language_model
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Lineage, canonical_digest

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from model.weight_names import Names
 from pipeline.errors import ConfigError
 

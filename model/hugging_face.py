@@ -23,14 +23,14 @@ from transformers import (
 )
 
 from model.foreign_weights import ForeignWeights, config_of
-from model.hub import read_tensors
-from model.image_transforms import image_processor
-from model.language import LanguageModel
+from model.pretrained.image_transforms import image_processor
+from model.pretrained.language import LanguageModel
+from model.pretrained.vision_tower import PREFIX, VisionTower, is_frozen
+from model.pretrained.weight_files import read_tensors
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.text import CLS, DEC, MASK, PAD, SEP, UNKNOWN, CaptionTokenizer
-from model.vision_tower import PREFIX, VisionTower, is_frozen
+from model.tokenizer import CLS, DEC, MASK, PAD, SEP, UNKNOWN, CaptionTokenizer
 from model.weight_names import TRANSFORMERS, renamed, under_their_names
 from pipeline.errors import ConfigError, first_line
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from model.language import LanguageModel
+from model.pretrained.language import LanguageModel
 from pipeline.errors import ConfigError
 
 CAPTION_PROMPT = "a photo of"

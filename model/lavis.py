@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from model.foreign_weights import ForeignWeights, config_of
-from model.image_transforms import BLIP_MEAN, BLIP_STD, SQUASH
-from model.vision_tower import VisionTower, make_tower
+from model.pretrained.image_transforms import BLIP_MEAN, BLIP_STD, SQUASH
+from model.pretrained.vision_tower import VisionTower, make_tower
 from model.vit_as_tower import tower_config, tower_tensors
 from model.weight_names import lavis_names, renamed, under_their_names
 from pipeline.errors import ConfigError, first_line

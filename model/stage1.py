@@ -22,7 +22,7 @@ from model.layers import init_std, initialise
 from model.packing import Texts, joined
 from model.qformer import ImageKeys, Images, QFormer, QFormerConfig
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.errors import ConfigError
 
 TEMPERATURE_RANGE = (0.001, 0.5)

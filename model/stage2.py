@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from model.language import LanguageModel
 from model.language_text import IGNORED
 from model.layers import INIT_STD, exact, initialise
+from model.pretrained.language import LanguageModel
 from model.qformer import QFormer, QFormerConfig
 from model.ranks import mean_over_ranks
 

@@ -9,10 +9,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from model.encoders import weights_digest
+from model.pretrained.digests import weights_digest
+from model.pretrained.hub import text_folder
 from model.qformer import QFormerConfig, check_text_length
 from model.stage1 import Stage1
-from model.text import CaptionTokenizer, text_folder
+from model.tokenizer import CaptionTokenizer
+from model.vocabulary import learned_tokenizer
 from pipeline.errors import ConfigError, first_line
 
 SCRATCH = "scratch"
@@ -65,7 +67,7 @@ def start_tokenizer(config: StartConfig, texts: Iterable[str]) -> CaptionTokeniz
         ConfigError: the checkpoint's cannot be had.
     """
     if config.start == SCRATCH:
-        return CaptionTokenizer.learned(texts, config.vocab_size or 8192)
+        return learned_tokenizer(texts, config.vocab_size or 8192)
     return CaptionTokenizer.of_model(config.start)
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig
 
-from model.encoders import VisionEncoder, is_vit
-from model.vision_tower import VisionTower, make_tower
+from model.pretrained.encoders import VisionEncoder
+from model.pretrained.image_tokens import is_vit
+from model.pretrained.vision_tower import VisionTower, make_tower
 from pipeline.errors import ConfigError
 
 _ROOTS = {

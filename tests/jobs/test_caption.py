@@ -12,8 +12,9 @@ import torch
 
 from jobs.cli import main
 from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.generation import GenerationConfig, write_captions
-from model.language_generation import write_texts
+from model.generation.settings import GenerationConfig
+from model.generation.stage1 import write_captions
+from model.generation.stage2 import write_texts
 from pipeline.dataset import Dataset, decode_row
 from pipeline.features import read_tokens
 from pipeline.loader import as_tensor

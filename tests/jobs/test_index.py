@@ -19,10 +19,10 @@ from jobs import index as index_job
 from jobs import search as search_job
 from jobs.cli import main
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
-from model.encoders import EncoderConfig, load_encoder
+from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
-from model.text import CaptionTokenizer
+from model.vocabulary import learned_tokenizer
 from pipeline.accounting import Account
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, decode_row
@@ -81,7 +81,7 @@ def publish(home: Path, kind: str, tables: list[pa.Table], lineage: Lineage) -> 
 
 
 def make_checkpoint(home: Path, spec, *, seed: int) -> tuple[Stage1, Checkpoint]:
-    tokenizer = CaptionTokenizer.learned(WORDS, 80)
+    tokenizer = learned_tokenizer(WORDS, 80)
     config = QFormerConfig(
         vision_width=spec.width,
         vocab_size=len(tokenizer),

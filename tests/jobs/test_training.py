@@ -21,9 +21,9 @@ from jobs.cli import main
 from jobs.train_stage2 import Stage2Learner
 from jobs.training import LoopConfig, Place
 from model.checkpoint import Checkpoint, load_stage1, load_stage2
-from model.encoders import weights_digest
-from model.language import load_language_model
 from model.language_text import language_batch
+from model.pretrained.digests import weights_digest
+from model.pretrained.language_loading import load_language_model
 from pipeline.dataset import Dataset
 from pipeline.loader import Pairs
 from pipeline.order import Order

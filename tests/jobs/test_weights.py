@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
 from jobs.cli import main
-from model import encoders
 from model.checkpoint import Checkpoint, check_features, load_encoder_of, load_stage1, load_stage2
 from model.lavis import to_lavis
+from model.pretrained import encoders
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.dataset import Dataset
 
 DOCS = Path(__file__).parents[2] / "docs" / "weights.md"

@@ -19,11 +19,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model.language import LanguageModel
+from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 
 CAPTIONS = [
     "a red boat on a lake",
@@ -179,7 +179,7 @@ def scattered_stage2(tiny) -> Stage2:
 def checked():
     """The modules under test once more, with the shapes of every call checked."""
     names = ["packing", "masks", "layers", "itc", "itm", "itg", "qformer", "ranks", "stage1"]
-    names += ["beams", "generation"]
+    names += [f"generation.{name}" for name in ("settings", "nucleus", "beams", "stage1")]
     plain = {name: importlib.import_module(f"model.{name}") for name in names}
     for name in names:
         del sys.modules[f"model.{name}"]
@@ -187,5 +187,6 @@ def checked():
         strict = {name: importlib.import_module(f"model.{name}") for name in names}
     for name, module in plain.items():
         sys.modules[f"model.{name}"] = module
-        setattr(importlib.import_module("model"), name, module)
-    return SimpleNamespace(**strict)
+        folder, _, last = f"model.{name}".rpartition(".")
+        setattr(importlib.import_module(folder), last, module)
+    return SimpleNamespace(**{name.replace(".", "_"): strict[name] for name in names})

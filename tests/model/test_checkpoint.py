@@ -26,8 +26,9 @@ from model.checkpoint import (
     step_folder,
     write_checkpoint,
 )
-from model.encoders import EncoderConfig, EncoderSpec, load_encoder, weights_digest
-from model.language import load_language_model
+from model.pretrained.digests import weights_digest
+from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.language_loading import load_language_model
 from model.stage1 import Stage1
 from model.stage2 import Stage2
 from pipeline.accounting import Account

@@ -14,7 +14,8 @@ from transformers import (
     Blip2Model,
 )
 
-from model.generation import GenerationConfig
+from model.generation.settings import GenerationConfig
+from model.generation.stage2 import write_texts
 from model.hugging_face import (
     folder_tokenizer,
     from_hugging_face,
@@ -25,10 +26,9 @@ from model.hugging_face import (
     to_hugging_face,
 )
 from model.itc import similarity
-from model.language import load_language_model
-from model.language_generation import write_texts
 from model.packing import Texts
-from model.vision_tower import load_tower
+from model.pretrained.language_loading import load_language_model
+from model.pretrained.vision_tower import load_tower
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

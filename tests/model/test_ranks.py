@@ -18,13 +18,13 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from model.language import LanguageModel
 from model.language_text import IGNORED
+from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.ranks import alone, anywhere, gathered, later, mean_over_ranks, num_ranks, rank
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
 from model.stage2 import Stage2, Stage2Batch
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.language import LanguageModel
 from model.language_text import IGNORED, language_batch
+from model.pretrained.language import LanguageModel
 from model.stage2 import Stage2, Stage2Batch, take_over
 
 PROMPT = "a photo of"

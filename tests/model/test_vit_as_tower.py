@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from model.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
+from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
 from model.vit_as_tower import tower_of
 from pipeline.errors import ConfigError
 

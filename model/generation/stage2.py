@@ -8,9 +8,10 @@ import transformers
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from model.generation import GenerationConfig, draw_nucleus
-from model.language import LanguageModel
+from model.generation.nucleus import draw_nucleus
+from model.generation.settings import GenerationConfig
 from model.language_text import check_positions, prompt_ids
+from model.pretrained.language import LanguageModel
 from model.stage2 import Stage2
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, Blip2VisionConfig, Blip2VisionModel
 
-from model.hub import local_folder, read_tensors
-from model.image_transforms import image_processor, transform_of
+from model.pretrained.hub import local_folder
+from model.pretrained.image_transforms import image_processor, transform_of
+from model.pretrained.weight_files import read_tensors
 from pipeline.errors import ConfigError, first_line
 
 PREFIX = "vision_model."

@@ -9,84 +9,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
-from model.beams import beam_search
+from model.generation.beams import beam_search
+from model.generation.nucleus import draw_nucleus
+from model.generation.settings import GenerationConfig
 from model.stage1 import Stage1
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.errors import ConfigError
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """Of the draws, on the CPU: one for all pictures in turn, or one for each picture."""
-
-_LIKELY = 512
-"""A trained head's nucleus is seldom larger, and to find so many is far less than to sort all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How captions are written; the defaults are those of BLIP-2's own stage 1.
-
-    But its beam search ends when the best caption that still runs is, at its present length, no
-    better than the worst of num_beams that have ended (transformers' early_stopping False): better
-    ones could still come. Here it goes on until none can (`model.beams`).
-    """
-
-    method: Literal["beam", "nucleus", "greedy"] = "beam"
-    """`beam` looks for the captions of the highest mean log-probability a token; `nucleus` draws;
-    `greedy` takes the most probable token each time."""
-
-    num_beams: int = 3
-    """Captions that beam search follows at once, for each picture; 1 is greedy."""
-
-    top_p: float = 0.9
-    """Nucleus sampling draws from the fewest tokens that hold this share of the probability."""
-
-    min_tokens: int = 10
-    """Fewest tokens of a caption, counted like the reference's min_length: the start token counts,
-    the end token does not. So 10 is [DEC] and nine word pieces, then perhaps [SEP]."""
-
-    max_tokens: int = 30
-    """Most tokens of a caption, counted like the reference's max_length: the start token counts,
-    and the end token if there is one. So 30 is [DEC], 28 word pieces and [SEP], or [DEC] and 29
-    word pieces of a caption that was cut off."""
-
-    repetition_penalty: float = 1.0
-    """Scores of tokens already written are divided by this where positive and multiplied where
-    negative, as in CTRL; 1 leaves them as they are, 1.2 is usual against repetition."""
-
-    num_captions: int = 1
-    """Captions a picture: the best ones of a beam search, at most num_beams, or so many draws."""
-
-    seed: int = 0
-    """Of the draws."""
-
-    def __post_init__(self) -> None:
-        if self.method not in ("beam", "nucleus", "greedy"):
-            raise ConfigError(f"method: {self.method!r} is neither beam, nucleus nor greedy")
-        for name in ("num_beams", "num_captions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: {self.top_p} is not in (0, 1]")
-        if self.max_tokens < 2:
-            raise ConfigError(f"max_tokens: {self.max_tokens} leaves no token after the first")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ConfigError(
-                f"min_tokens: {self.min_tokens} is not in 0 to max_tokens={self.max_tokens}"
-            )
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ConfigError(f"repetition_penalty: {self.repetition_penalty} is not in (0, inf)")
-        if self.method == "greedy" and self.num_captions > 1:
-            raise ConfigError(f"num_captions: {self.num_captions}, but greedy writes only one")
-        if self.method == "beam" and self.num_captions > self.num_beams:
-            raise ConfigError(f"num_captions: {self.num_captions}, but num_beams={self.num_beams}")
-        if not 0 <= self.seed < 1 << 63:
-            raise ConfigError(f"seed: {self.seed} is not in 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -118,7 +54,7 @@ def write_captions(
     is free too.
 
     Beam search ranks by the mean log-probability of a caption's tokens, [SEP] among them, with the
-    repetition penalty (`model.beams`).
+    repetition penalty (`model.generation.beams`).
 
     Args:
         stage1: in eval mode.
@@ -259,32 +195,3 @@ def _draws(
         raise ValueError(f"{len(generator)} generators for {num_pictures} pictures")
     shape = (config.num_captions, config.max_tokens - 1)
     return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generator])
-
-
-def draw_nucleus(
-    scores: Float[Tensor, "R V"], draws: Float64[Tensor, " R"], top_p: float
-) -> Int[Tensor, " R"]:
-    """A token of each row's nucleus, the fewest tokens that hold `top_p` of the probability.
-
-    The nucleus's shares, the largest first, are laid end to end; the draw, in [0, 1), is where
-    along them to look.
-    """
-    shares = scores.double().softmax(dim=1)
-    largest, order = shares.topk(min(_LIKELY, shares.shape[1]), dim=1)
-    chosen = order.gather(1, _place(largest, draws, top_p))
-    wider = largest.sum(dim=1) < top_p
-    if wider.any():
-        largest, order = shares[wider].sort(dim=1, descending=True)
-        chosen[wider] = order.gather(1, _place(largest, draws[wider], top_p))
-    return chosen[:, 0]
-
-
-def _place(
-    shares: Float64[Tensor, "R N"], draws: Float64[Tensor, " R"], top_p: float
-) -> Int[Tensor, "R 1"]:
-    """Where in the nucleus the draws are; shares fall along a row."""
-    before = shares.cumsum(dim=1) - shares
-    shares = shares.masked_fill(before >= top_p, 0)
-    upto = shares.cumsum(dim=1)
-    place = torch.searchsorted(upto, draws[:, None] * upto[:, -1:], right=True)
-    return place.minimum(shares.count_nonzero(dim=1)[:, None] - 1)  # rounding, for a draw next to 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.beams import beam_search
+from model.generation.beams import beam_search
 
 END = 0
 

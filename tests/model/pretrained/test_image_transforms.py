@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import BlipImageProcessor, BlipImageProcessorPil
 
-from model.image_transforms import BLIP_MEAN, BLIP_STD, image_processor, transform_of
+from model.pretrained.image_transforms import BLIP_MEAN, BLIP_STD, image_processor, transform_of
 from pipeline.errors import ConfigError
 
 SQUASH = {

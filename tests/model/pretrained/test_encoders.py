@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from model import encoders
-from model.encoders import EncoderConfig, load_encoder, weights_digest
-from model.offline import efficientnet_lite0, fold_batch_norms
+from model.pretrained.digests import weights_digest
+from model.pretrained.encoders import EncoderConfig, load_encoder
 from pipeline.errors import ConfigError
 
 VIT = EncoderConfig(encoder="timm:vit_tiny_patch16_224", weights="random")
@@ -46,22 +45,6 @@ def test_the_layer_can_be_chosen():
     assert torch.equal(encoder(pictures()), outputs[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks", "width"),
-    [("eva_giant_patch14_clip_224", 39, 1408), ("vit_large_patch14_clip_224", 23, 1024)],
-)
-def test_of_blip2s_encoders_all_blocks_run_but_the_last(name, blocks, width):
-    """Without memory for their weights."""
-    with torch.device("meta"):
-        backbone = timm.create_model(name, num_classes=0).eval()
-        ran = []
-        for block in backbone.blocks:
-            block.register_forward_hook(lambda *_: ran.append(None))
-        tokens = encoders._tokens(backbone, torch.empty(1, 3, 224, 224), EncoderConfig().layer)
-    assert len(ran) == blocks == len(backbone.blocks) - 1
-    assert tokens.shape == (1, 257, width)
-
-
 def test_a_picture_can_be_squashed_whole():
     picture = Image.new("RGB", (300, 100))
     picture.paste("white", (0, 0, 20, 100))  # beyond the middle
@@ -97,26 +80,6 @@ def test_a_cnn_gives_its_last_map_row_by_row(name, num_tokens, width):
     if maps.shape[1] == width:
         maps = maps.movedim(1, -1)
     torch.testing.assert_close(encoder(pictures()), maps.flatten(1, 2), rtol=1e-3, atol=1e-4)
-
-
-def test_folded_batch_norms_change_nothing_but_rounding():
-    model = efficientnet_lite0().eval()
-    with torch.inference_mode():
-        before = model.forward_features(pictures())
-        fold_batch_norms(model)
-        after = model.forward_features(pictures())
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    assert (after - before).abs().max() < 1e-3
-    assert before.std() > 0.1
-
-
-def test_offline_weights_are_the_packages_own():
-    encoder = load_encoder(EncoderConfig(encoder="offline:efficientnet_lite0"))
-    model = efficientnet_lite0()
-    assert encoder.spec.weights_digest == weights_digest(model)
-    # Trained, not drawn: the batch norms have seen data, and the classes' biases differ.
-    assert model.bn1.running_mean.abs().max() > 0.1
-    assert model.classifier.bias.std() > 0.01
 
 
 def test_nothing_trains():

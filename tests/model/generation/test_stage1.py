@@ -23,9 +23,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from model.generation import Caption, GenerationConfig, draw_nucleus, write_captions
+from model.generation.settings import GenerationConfig
+from model.generation.stage1 import Caption, write_captions
 from model.stage1 import Stage1
-from model.text import CaptionTokenizer
+from model.tokenizer import CaptionTokenizer
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -313,43 +314,6 @@ def test_draws_are_those_of_a_slow_walk(stage1, changes):
 SAMPLED = GenerationConfig(method="nucleus", num_captions=3, min_tokens=0, max_tokens=12)
 
 
-@pytest.mark.parametrize("size", [30, 3000])  # all looked at, or only where the likeliest hold less
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
-def test_a_nucleus_is_the_fewest_tokens_in_proportion(size, top_p):
-    generator = torch.Generator().manual_seed(5)
-    scores = torch.randn(size, generator=generator)
-    shares = scores.double().softmax(0)
-    order = sorted(range(size), key=lambda word: -shares[word].item())
-    held, kept = 0.0, []
-    while held < top_p and len(kept) < size:
-        kept.append(order[len(kept)])
-        held += shares[kept[-1]].item()
-    # In the middle of the shares, some of them, and at both ends of all.
-    edges = F.pad(shares[kept].cumsum(0) / held, (1, 0))
-    some = torch.linspace(0, len(kept) - 1, 40).long()
-    draws = torch.cat([(edges[1:] + edges[:-1])[some] / 2, torch.tensor([0, 1 - 2**-53]).double()])
-    found = draw_nucleus(scores.expand(len(draws), -1), draws, top_p)
-    assert found.tolist() == [*(kept[place] for place in some), kept[0], kept[-1]]
-
-
-def test_what_has_no_probability_is_never_drawn():
-    scores = torch.full((3, 700), -math.inf)
-    scores[:, [600, 3]] = torch.tensor([1.0, 0.0])
-    draws = torch.tensor([0.0, 0.9, 1 - 2**-53], dtype=torch.float64)
-    assert draw_nucleus(scores, draws, 1.0).tolist() == [600, 3, 3]
-
-
-def test_a_row_draws_the_same_whether_others_need_more():
-    sharp, flat = torch.zeros(2, 2000)
-    sharp[[7, 8, 9]] = 12.0  # equal, so that their order is a matter of how they were sorted
-    draws = torch.linspace(0.05, 0.95, 12).double()
-    alone = draw_nucleus(sharp.expand(12, -1), draws, 0.9)
-    both = draw_nucleus(torch.stack([sharp, flat]).repeat(12, 1), draws.repeat_interleave(2), 0.9)
-    assert both[::2].equal(alone)
-    assert sorted(set(alone.tolist())) == [7, 8, 9]
-    assert both[1::2].unique().numel() == 12
-
-
 def test_the_seed_decides_unless_a_generator_is_given(stage1):
     tokens = pictures(4)
     torch.manual_seed(0)
@@ -506,30 +470,6 @@ def test_captions_that_have_ended_are_read_no_further(stage1, config, monkeypatc
 # What cannot be
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"method": "best"}, "method: 'best'"),
-        ({"num_beams": 0}, "num_beams: 0 is not positive"),
-        ({"num_captions": 0}, "num_captions: 0 is not positive"),
-        ({"num_captions": 4}, "num_captions: 4, but num_beams=3"),
-        ({"num_captions": 2, "method": "greedy"}, "num_captions: 2, but greedy"),
-        ({"top_p": 0.0}, "top_p: 0.0 is not in"),
-        ({"top_p": 1.1}, "top_p: 1.1 is not in"),
-        ({"top_p": math.nan}, "top_p: nan is not in"),
-        ({"min_tokens": -1}, "min_tokens: -1 is not in 0 to max_tokens=30"),
-        ({"min_tokens": 31}, "min_tokens: 31 is not in 0 to max_tokens=30"),
-        ({"max_tokens": 1, "min_tokens": 0}, "max_tokens: 1 leaves"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: 0.0 is not in"),
-        ({"repetition_penalty": math.inf}, "repetition_penalty: inf is not in"),
-        ({"seed": -1}, "seed: -1 is not in"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_named(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        GenerationConfig(**changes)
-
-
 def test_more_tokens_than_there_are_positions_are_refused(stage1):
     config = GenerationConfig(method="greedy", max_tokens=24)
     assert len(write_captions(stage1, pictures(1), config)) == 1
@@ -540,6 +480,6 @@ def test_more_tokens_than_there_are_positions_are_refused(stage1):
 @each
 def test_shapes_are_as_written(checked, tiny, tokenizer, config):
     strict = checked.stage1.Stage1(checked.qformer.QFormerConfig(**vars(tiny())), tokenizer).eval()
-    config = checked.generation.GenerationConfig(**vars(config))
-    found = checked.generation.write_captions(strict, pictures(3).float(), config)
+    config = checked.generation_settings.GenerationConfig(**vars(config))
+    found = checked.generation_stage1.write_captions(strict, pictures(3).float(), config)
     assert [len(captions) for captions in found] == [config.num_captions] * 3
