@@ -10,19 +10,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import tyro
 
-from model import lavis
 from model.checkpoint import Checkpoint, load_encoder_of, load_stage1, load_stage2
-from model.hugging_face import (
-    LACKING,
-    generation_model,
-    is_kept_frozen,
-    retrieval_model,
-    to_hugging_face,
-)
-from model.kept_beside import FILE, Kept
+from model.exchange import lavis
+from model.exchange.hugging_face import LACKING, is_kept_frozen, to_hugging_face
+from model.exchange.hugging_face_models import generation_model, retrieval_model
+from model.exchange.kept_beside import FILE, Kept
+from model.exchange.vit_as_tower import tower_of
 from model.pretrained.digests import tensors_digest
 from model.pretrained.encoders import VisionEncoder
-from model.vit_as_tower import tower_of
 from pipeline.errors import ConfigError
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from model import lavis
 from model.checkpoint import FILE, Checkpoint, qformer_of, save_tensors, write_checkpoint
-from model.foreign_weights import ForeignWeights
-from model.hugging_face import (
+from model.exchange import lavis
+from model.exchange.foreign_weights import ForeignWeights
+from model.exchange.hugging_face import (
     LACKING,
     folder_tokenizer,
     from_hugging_face,
@@ -18,7 +18,8 @@ from model.hugging_face import (
     read_config,
     read_hugging_face,
 )
-from model.kept_beside import Kept
+from model.exchange.kept_beside import Kept
+from model.exchange.lavis_tower import lavis_tower
 from model.pretrained.digests import folder_digest, tensors_digest, weights_digest
 from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
 from model.pretrained.hub import local_folder
@@ -153,7 +154,7 @@ class Import:
         weights = _as_kept(lavis.from_lavis(theirs, known), kept)
         tower = None
         if self.encoder is None and self.features is None:  # or another one is named
-            tower = lavis.lavis_tower(theirs)
+            tower = lavis_tower(theirs)
             weights.left_out.pop(lavis.VISION, None)
         return Source("lavis", digest, weights, kept, tower=tower)
 

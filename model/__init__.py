@@ -18,15 +18,7 @@
     memory      how a CPU's memory is kept between steps
     ranks       tensors across the processes that train together
     checkpoint  weights in and out, with what they were made from
-
-and the exchange with LAVIS and transformers:
-
-    weight_names      ours, LAVIS's and those of transformers, one to one
-    foreign_weights   what weights under other names tell, and models of them
-    lavis             LAVIS's .pth to our names and back
-    hugging_face      BLIP-2 folders of transformers to our names and back
-    vit_as_tower      a ViT of timm or LAVIS as such a tower
-    kept_beside       what an exported checkpoint has that the other format has not
+    exchange    weights from LAVIS and transformers, and to them
 
 Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C
 vision width, Q query tokens, T text tokens, D Q-Former width, E ITC width, V vocabulary, L

@@ -16,7 +16,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetriev
 
 from jobs.cli import main
 from model.checkpoint import Checkpoint, check_features, load_encoder_of, load_stage1, load_stage2
-from model.lavis import to_lavis
+from model.exchange.lavis import to_lavis
 from model.pretrained import encoders
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1

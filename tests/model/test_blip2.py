@@ -14,13 +14,13 @@ from transformers import (
     T5Config,
 )
 
+from model.exchange.weight_names import TRANSFORMERS
 from model.generation.settings import GenerationConfig
 from model.generation.stage2 import write_texts
 from model.language_text import CAPTION_PROMPT, language_batch, prompt_ids
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.stage2 import Stage2, Stage2Batch
-from model.weight_names import TRANSFORMERS
 
 QUERIES, LAYERS = 4, 3
 NORMS = ("post_layernorm", "LayerNorm", "layernorm", "layer_norm")

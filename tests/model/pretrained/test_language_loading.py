@@ -1,4 +1,4 @@
-"""Language models are frozen, with a tokenizer that ends texts; anything else is one clear line."""
+"""Language models are loaded whole, with a tokenizer that ends texts; else one clear line."""
 
 import json
 from pathlib import Path
@@ -184,6 +184,16 @@ def test_of_a_blip_2_the_weights_of_its_language_model_count(tmp_path, draw_blip
         edit(folder, change)
         assert f"language_model: hf:{folder}: " in told(folder)
         assert message in told(folder)
+
+
+@torch.no_grad()
+def test_the_language_model_of_a_blip_2_is_loaded_from_its_folder(draw_blip2, tmp_path):
+    blip2, _ = draw_blip2(Blip2ForConditionalGeneration, tmp_path)
+    language = load_language_model(f"hf:{tmp_path}")
+    theirs = blip2.language_model
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(language.model(ids).logits, theirs(ids).logits)
+    assert language.tokenizer("a red boat")["input_ids"] == [5, 6, 7, 8]
 
 
 def test_a_blip_2_without_a_language_model_has_none(tmp_path, draw_blip2):

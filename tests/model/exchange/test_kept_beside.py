@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.kept_beside import FILE, Kept
+from model.exchange.kept_beside import FILE, Kept
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage, Parent
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from model.exchange.weight_names import TRANSFORMERS, lavis_names, renamed, under_their_names
 from model.stage1 import Stage1
 from model.stage2 import Stage2
-from model.weight_names import TRANSFORMERS, lavis_names, renamed, under_their_names
 from pipeline.errors import ConfigError
 
 FORMATS = {"lavis": lavis_names(), "t5": lavis_names("t5_proj"), "transformers": TRANSFORMERS}

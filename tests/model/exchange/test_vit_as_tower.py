@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
+from model.exchange.vit_as_tower import tower_of
 from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
-from model.vit_as_tower import tower_of
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

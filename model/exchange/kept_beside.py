@@ -31,7 +31,7 @@ class Kept:
     tokenizer: str | None
     """Of the Q-Former, as JSON; None in stage 2, which has no text."""
     frozen_digest: str | None
-    """Of the frozen weights in the export (`hub.tensors_digest`); None where it has none."""
+    """Of the frozen weights in the export (`digests.tensors_digest`); None where it has none."""
     tensors: dict[str, Tensor]
     """Under our names."""
 

@@ -1,8 +1,4 @@
-"""LAVIS's checkpoints: a .pth with {"model": names to tensors}, and all else in its configuration.
-
-Its vision encoder is EVA-CLIP's g, 39 blocks of it, with heads 88 wide and norms with an epsilon of
-1e-6; it is in the file where it was trained too, as for captions of COCO.
-"""
+"""LAVIS's checkpoints: a .pth with {"model": names to tensors}; all else its configuration has."""
 
 import pickle
 import re
@@ -13,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.foreign_weights import ForeignWeights, config_of
-from model.pretrained.image_transforms import BLIP_MEAN, BLIP_STD, SQUASH
-from model.pretrained.vision_tower import VisionTower, make_tower
-from model.vit_as_tower import tower_config, tower_tensors
-from model.weight_names import lavis_names, renamed, under_their_names
+from model.exchange.foreign_weights import ForeignWeights
+from model.exchange.weight_names import lavis_names, renamed, under_their_names
+from model.exchange.weight_shapes import config_of
 from pipeline.errors import ConfigError, first_line
 
 ENCODER = "timm:eva_giant_patch14_clip_224.laion400m"
@@ -32,8 +26,9 @@ NORM_EPS = 1e-5
 VISION = "the vision encoder"
 """Why its tensors are none of the Q-Former's."""
 
-_TOWER = "visual_encoder."
-_HEAD_WIDTH = 88
+TOWER = "visual_encoder."
+"""What stands before the names of its vision encoder."""
+
 _POSITIONS = "Qformer.bert.embeddings.position_ids"
 _DECODER = "Qformer.cls.predictions.decoder"
 _TIED = {
@@ -45,7 +40,7 @@ _KIND = r"\.(weight|bias)"
 _ALWAYS = [
     (re.escape(_POSITIONS), "counts from 0"),
     (re.escape(_DECODER) + _KIND, "tied to the word embeddings and the bias"),
-    (re.escape(_TOWER) + ".+", VISION),
+    (re.escape(TOWER) + ".+", VISION),
     (r"(opt|t5)_model\..+", "the frozen language model"),
 ]
 _STAGE_2 = [
@@ -112,29 +107,3 @@ def to_lavis(
         raise ValueError(f"LAVIS has no place for {sorted(rest)}")
     theirs[_POSITIONS] = torch.arange(max_positions)[None]
     return theirs | {copy: theirs[name] for copy, name in _TIED.items() if name in theirs}
-
-
-def lavis_tower(theirs: Mapping[str, Tensor]) -> tuple[VisionTower, dict[str, Any]] | None:
-    """The vision encoder within a checkpoint, and its transform; None where there is none.
-
-    Raises:
-        ConfigError: it is another than EVA-CLIP's g.
-    """
-    found = {
-        name.removeprefix(_TOWER): value.float()
-        for name, value in theirs.items()
-        if name.startswith(_TOWER)
-    }
-    if not found:
-        return None
-    blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks.")}
-    tensors = tower_tensors(found, len(blocks), _TOWER)
-    config = tower_config(tensors, head_width=_HEAD_WIDTH, eps=1e-6, activation="gelu", name=_TOWER)
-    transform = {
-        "input_size": (3, config.image_size, config.image_size),
-        "interpolation": "bicubic",
-        "mean": BLIP_MEAN,
-        "std": BLIP_STD,
-        **SQUASH,
-    }
-    return make_tower(config, tensors, _TOWER), transform
