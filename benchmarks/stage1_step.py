@@ -12,7 +12,7 @@ reference   as LAVIS has it: a pass each for ITC's pictures, ITC's texts, ITM an
 ours        `model.stage1`.
 
 They run in turn, each once unmeasured before it is measured, and the median over the rounds counts.
-PyTorch manages memory as it comes; with --keep-memory all is measured with `model.memory`, as
+PyTorch manages memory as it comes; with --keep-memory all is measured with `jobs.malloc`, as
 `viaduct train-stage1` runs, which helps whoever has larger tensors most: the reference. The peak is
 the median of large float32 matrix products between the steps; the encoder's time is measured on two
 pictures and scaled. The last line is one JSON object.
@@ -37,10 +37,10 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from jobs.malloc import keep_memory
 from model.itc import contrastive_loss, same_pairs, similarity
 from model.itm import draw_negatives, match_loss
 from model.layers import Attention
-from model.memory import keep_memory
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
 
 NUM_TOKENS, PADDED_TO = 257, 32

@@ -13,7 +13,8 @@ import torch
 from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
-from model.checkpoint import Checkpoint, check_features, load_stage1
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features, load_stage1
 from model.stage1 import Stage1
 from pipeline.accounting import Account
 from pipeline.captions import kept_texts

@@ -17,7 +17,8 @@ from indexes.recall import Recall, chance, ranks, recall
 from jobs.device import Device, torch_device
 from jobs.progress import Progress
 from jobs.results import publish_result
-from model.checkpoint import Checkpoint, check_features, load_stage1
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features, load_stage1
 from model.itc import same_pairs
 from model.itm import draw_negatives
 from model.pretrained.sentences import FrozenText

@@ -14,7 +14,8 @@ import yaml
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
 from jobs import settings
-from model.checkpoint import Checkpoint, load_encoder_of, load_stage1
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_encoder_of, load_stage1
 from model.stage1 import Stage1
 from pipeline.captions import normalise
 from pipeline.dataset import Dataset

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jobs.device import Device, torch_device
-from model.checkpoint import Checkpoint, check_features, load_encoder_of
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features, load_encoder_of
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.features import has_tokens, read_tokens

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from jobs.cluster import ClusterConfig, session
 from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, prepare, train
-from model.checkpoint import Checkpoint, check_features
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features
 from model.language_text import caption_room, check_positions, language_batch
 from model.optimizer import OptimizerConfig
 from model.pretrained.digests import weights_digest

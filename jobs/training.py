@@ -21,19 +21,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.build import running
+from jobs.malloc import keep_memory
 from jobs.metrics import Metrics, Window
 from model import ranks
 from model.checkpoint import (
     FILE,
     Checkpoint,
     kept_steps,
-    load_weights,
     publish_last,
     save_tensors,
     step_folder,
     write_checkpoint,
 )
-from model.memory import keep_memory
+from model.checkpoint_models import load_weights
+from model.device_flags import later
 from model.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -361,7 +362,7 @@ class _Guard:
     def heed(self, skipped: Tensor) -> None:
         """Take in a step, and hear of the one before; raises as `settle`."""
         self.settle()
-        self._told = ranks.later(skipped)
+        self._told = later(skipped)
 
     def settle(self) -> None:
         """Hear of the last step that was taken in.

@@ -3,22 +3,24 @@
     pretrained  what others trained, by name: vision encoders, language models
     tokenizer   captions as token ids; BERT's, with [DEC]
     vocabulary  its words, learned from captions
-    qformer     the Q-Former: each way of looking, in passes over packed rows
-    masks       who sees whom
     packing     texts without their padding, and the padded view of attention
     layers      attention, feed-forward net and language head, as in BERT
+    masks       who sees whom
+    qformer     the Q-Former: each way of looking, in passes over packed rows
     itc, itm, itg    the three objectives as functions of tensors
     stage1      the Q-Former with its heads, and the three losses of a batch
     start       what stage 1 starts from: a BERT, or a size
-    language_text  captions and prompts as their tokens: what is read, what is learned
-    stage2      the projection into a language model
+    bert        a BERT's weights as that start
+    stage2      the projection into a language model, and its loss
+    language_text    captions and prompts as a language model's tokens
     generation  captions and answers out of both stages
-    ridge       the control: a linear map from pooled tokens to frozen text embeddings
     optimizer   AdamW's groups, the learning rate of a step
-    memory      how a CPU's memory is kept between steps
     ranks       tensors across the processes that train together
-    checkpoint  weights in and out, with what they were made from
+    device_flags     what the device decides, told to the host later
+    checkpoint  weights in a folder, with what they were made from
+    checkpoint_models    the models of a checkpoint
     exchange    weights from LAVIS and transformers, and to them
+    ridge       the control: a linear map from pooled tokens to frozen text embeddings
 
 Shapes are written in one legend: B pairs on this rank, G pairs on all ranks, P image tokens, C
 vision width, Q query tokens, T text tokens, D Q-Former width, E ITC width, V vocabulary, L

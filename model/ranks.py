@@ -1,7 +1,7 @@
 """Tensors across the ranks of a training; with one process each of these does nothing."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -65,22 +65,6 @@ def anywhere(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     found = flag.int()
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return found.bool()
-
-
-def later(flag: Bool[Tensor, ""]) -> Callable[[], bool]:
-    """A flag for the host to read when the device has got there; asking waits for no later work."""
-    if flag.device.type != "cuda":
-        return lambda: bool(flag)
-    copy = torch.empty((), dtype=torch.bool, pin_memory=True)
-    copy.copy_(flag, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def asked() -> bool:
-        copied.synchronize()
-        return bool(copy)
-
-    return asked
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:

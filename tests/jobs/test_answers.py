@@ -15,7 +15,8 @@ import torch
 
 from jobs.cli import main
 from jobs.embed import embed_shard_pictures, embed_shard_texts
-from model.checkpoint import Checkpoint, load_stage1
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1
 from pipeline.accounting import Account
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side

@@ -20,7 +20,8 @@ from jobs import cli, train_stage1, training
 from jobs.cli import main
 from jobs.train_stage2 import Stage2Learner
 from jobs.training import LoopConfig, Place
-from model.checkpoint import Checkpoint, load_stage1, load_stage2
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1, load_stage2
 from model.language_text import language_batch
 from model.pretrained.digests import weights_digest
 from model.pretrained.language_loading import load_language_model
@@ -504,7 +505,7 @@ def test_no_step_waits_to_hear_whether_its_own_update_was_skipped(monkeypatch):
 
         return ask
 
-    monkeypatch.setattr(training.ranks, "later", later)
+    monkeypatch.setattr(training, "later", later)
     guard = training._Guard(0)
     for step in range(6):
         now[0] = step

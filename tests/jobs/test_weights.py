@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
 from jobs.cli import main
-from model.checkpoint import Checkpoint, check_features, load_encoder_of, load_stage1, load_stage2
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features, load_encoder_of, load_stage1, load_stage2
 from model.exchange.lavis import to_lavis
 from model.pretrained import encoders
 from model.qformer import QFormerConfig

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.language_text import IGNORED
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
-from model.ranks import alone, anywhere, gathered, later, mean_over_ranks, num_ranks, rank
+from model.ranks import alone, anywhere, gathered, mean_over_ranks, num_ranks, rank
 from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
 from model.stage2 import Stage2, Stage2Batch
 from model.tokenizer import CaptionTokenizer
@@ -299,7 +299,6 @@ def test_values_come_in_the_order_of_ranks(worlds, size):
 
 def test_with_one_process_nothing_is_exchanged():
     assert [bool(anywhere(torch.tensor(flag))) for flag in (True, False)] == [True, False]
-    assert [later(torch.tensor(flag))() for flag in (True, False)] == [True, False]
     assert (num_ranks(), rank()) == (1, 0)
     values = torch.arange(3.0, requires_grad=True)
     assert gathered(values, gradient=True) is values

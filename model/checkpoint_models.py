@@ -1,0 +1,122 @@
+"""The models of a checkpoint: what was trained, and the frozen ones that it was trained with."""
+
+from dataclasses import replace
+
+import torch
+
+from model.checkpoint import Checkpoint
+from model.pretrained.digests import weights_digest
+from model.pretrained.encoders import EncoderConfig, VisionEncoder, load_encoder
+from model.pretrained.language import LanguageModel
+from model.pretrained.language_loading import load_language_model
+from model.stage1 import Stage1
+from model.stage2 import Stage2
+from model.tokenizer import CaptionTokenizer
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError, DatasetError
+
+
+def load_stage1(checkpoint: Checkpoint, device: str = "cpu") -> Stage1:
+    """The model of a stage-1 checkpoint, in eval mode.
+
+    Raises:
+        ConfigError: the checkpoint is of another stage.
+        DatasetError: its files are damaged.
+    """
+    if checkpoint.stage != 1:
+        raise ConfigError(f"{checkpoint.folder}: is of stage {checkpoint.stage}, not 1")
+    tokenizer = CaptionTokenizer.from_json(checkpoint.read("tokenizer").decode())
+    stage1 = Stage1(checkpoint.qformer, tokenizer)
+    load_weights(stage1, checkpoint)
+    return stage1.eval().to(device)
+
+
+def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, LanguageModel]:
+    """The model of a stage-2 checkpoint with its language model, in eval mode.
+
+    Raises:
+        ConfigError: the checkpoint is of another stage, or its language model cannot be had, has
+            other weights, or another width.
+        DatasetError: its files are damaged.
+    """
+    if checkpoint.stage != 2:
+        raise ConfigError(f"{checkpoint.folder}: is of stage {checkpoint.stage}, not 2")
+    needed = checkpoint.lineage.frozen["language_model"]
+    language = load_language_model(needed["name"])
+    found = {"width": language.width, "weights_digest": weights_digest(language.model)}
+    for key, value in found.items():
+        if needed[key] != value:
+            raise ConfigError(
+                f"{checkpoint.folder}: was trained for {needed['name']} with {key} "
+                f"{str(needed[key])[:16]}; the one here has {str(value)[:16]}"
+            )
+    stage2 = Stage2(checkpoint.qformer, language.width)
+    load_weights(stage2, checkpoint)
+    if end := checkpoint.config["language_model"].get("end_token"):
+        # LAVIS ends OPT's captions with a line feed; as a special token it is none of the text.
+        language.tokenizer.add_special_tokens({"eos_token": end})
+    return stage2.eval().to(device), language.to(device)
+
+
+def load_weights(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a module of the same shape.
+
+    Raises:
+        DatasetError: names or shapes do not fit.
+    """
+    try:
+        module.load_state_dict(checkpoint.tensors())
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise DatasetError(f"{checkpoint.folder}: weights: {' '.join(lines[:2])}") from error
+
+
+def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> VisionEncoder:
+    """The frozen encoder whose features a checkpoint was trained on.
+
+    Args:
+        checkpoint: of any stage.
+        weights: where its weights are, if they were a file then, or its folder has moved.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its weights are others.
+    """
+    spec = checkpoint.encoder
+    if weights is None and spec.weights == "file":
+        raise ConfigError(f"weights: {spec.name} was loaded from a file; name it with --weights")
+    squash = spec.transform["crop_mode"] == "squash"
+    config = EncoderConfig(
+        encoder=spec.name,
+        weights=weights or spec.weights,
+        layer=spec.layer,
+        crop="squash" if squash else "own",
+    )
+    if weights is not None and spec.name.startswith("hf:"):
+        config = replace(config, encoder=f"hf:{weights}", weights="pretrained")
+    encoder = load_encoder(config)
+    if encoder.spec.weights_digest != spec.weights_digest:
+        raise ConfigError(
+            f"{checkpoint.folder}: was trained on features of {spec.name} with weights "
+            f"{spec.weights_digest[:16]}, here are {encoder.spec.weights_digest[:16]}"
+        )
+    return encoder
+
+
+def check_features(checkpoint: Checkpoint, features: Dataset) -> None:
+    """Check that features come from the encoder that a checkpoint was trained on.
+
+    Raises:
+        ConfigError: they do not; both are named with the first difference.
+    """
+    needed, found = (
+        checkpoint.lineage.frozen["encoder"],
+        features.manifest.lineage.frozen["encoder"],
+    )
+    for key in needed:
+        if key == "name" and all(its["name"].startswith("hf:") for its in (needed, found)):
+            continue  # where a folder is says nothing; the digest says what it holds
+        if needed[key] != found.get(key):
+            raise ConfigError(
+                f"{features.folder}: has features of another encoder than {checkpoint.folder} was "
+                f"trained on: {key} {str(found.get(key))[:40]} there, not {str(needed[key])[:40]}"
+            )
