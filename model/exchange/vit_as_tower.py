@@ -32,7 +32,7 @@ _POSITIONS = "embeddings.position_embedding"
 _FIRST = "encoder.layers.0.mlp.fc1.weight"
 """Weights that tell the shape of a tower."""
 
-_AFTER = re.compile(r"(norm|fc_norm|head|head_drop)\.")
+_AFTER = re.compile(r"(norm|fc_norm|head)\.(weight|bias)")
 """What comes after the blocks: of the second-last block's output nothing is read."""
 
 
@@ -53,7 +53,7 @@ def tower_tensors(theirs: Mapping[str, Tensor], num_blocks: int, name: str) -> d
     for key, value in theirs.items():
         stem, _, kind = key.rpartition(".")
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", stem)
-        if _AFTER.match(key) or (block and int(block[1]) >= num_blocks):
+        if _AFTER.fullmatch(key) or (block and int(block[1]) >= num_blocks):
             continue
         if key in _ROOTS:
             tensors[_ROOTS[key]] = value

@@ -1,6 +1,7 @@
 """Language models by name, with each of their weights accounted for."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     Blip2ForConditionalGeneration,
+    logging,
 )
 
 from model.pretrained.hub import language_folder
@@ -39,7 +41,8 @@ def load_language_model(name: str) -> LanguageModel:
         config = whole.text_config if is_blip2 else whole
         kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         kind = Blip2ForConditionalGeneration if is_blip2 else kind
-        model, loaded = kind.from_pretrained(folder, **options)
+        with _no_report():
+            model, loaded = kind.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"language_model: {name} cannot be had ({first_line(error)})") from error
@@ -54,6 +57,17 @@ def load_language_model(name: str) -> LanguageModel:
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         raise ConfigError(f"language_model: {name}: its config has no decoder_start_token_id")
     return LanguageModel(name, model.language_model if is_blip2 else model, tokenizer)
+
+
+@contextlib.contextmanager
+def _no_report() -> Iterator[None]:
+    """Within it transformers logs no table of weights: `_check_weights` says it in a line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_weights(name: str, loaded: Mapping[str, Any], prefix: str) -> None:

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from model.exchange.vit_as_tower import tower_of
+from model.exchange.vit_as_tower import tower_of, tower_tensors
 from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
 from pipeline.errors import ConfigError
 
@@ -90,3 +90,17 @@ def test_a_cnn_is_no_tower():
     encoder = load_encoder(EncoderConfig(encoder="timm:test_resnet", weights="random"))
     with pytest.raises(ConfigError, match="timm:test_resnet: is no ViT"):
         tower_of(encoder)
+
+
+def test_only_what_comes_after_the_blocks_is_left_out():
+    after = [
+        f"{name}.{kind}" for name in ("norm", "fc_norm", "head") for kind in ("weight", "bias")
+    ]
+    value = torch.zeros(1)
+    kept = tower_tensors(
+        dict.fromkeys([*after, "cls_token", "blocks.1.norm1.weight"], value), 1, "x"
+    )
+    assert list(kept) == ["embeddings.class_embedding"]
+    for name in ("norm.gate.weight", "head.fc1.bias", "norm.weight_scale", "head"):
+        with pytest.raises(ConfigError, match=f"^x: .* no vision tower with {name}$"):
+            tower_tensors({name: value}, 1, "x")

@@ -166,6 +166,16 @@ def test_a_weight_that_is_missing_or_unexpected_is_named(tmp_path, name):
         assert message in line
 
 
+def test_a_missing_weight_is_one_line_and_no_table_before_it(opt, caplog, capfd):
+    inner = INNER["opt"]
+    edit(opt, {inner: None})
+    assert told(opt) == f"language_model: hf:{opt}: {inner}: missing"
+    assert caplog.text == ""
+    assert "REPORT" not in capfd.readouterr().err
+    OPTForCausalLM.from_pretrained(opt)  # which goes on to tell others
+    assert "LOAD REPORT" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_of_a_blip_2_the_weights_of_its_language_model_count(tmp_path, draw_blip2, name):
     """What else lies in its folder is read, and missed, elsewhere."""
