@@ -9,16 +9,23 @@ import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from model.exchange.weight_names import TRANSFORMERS
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
@@ -173,6 +180,96 @@ def scattered_stage2(tiny) -> Stage2:
         torch.nn.init.normal_(weights, std=0.5)
     torch.nn.init.normal_(module.projection.weight, std=3.0)
     return module.eval()
+
+
+BLIP2_QUERIES, BLIP2_LAYERS = 4, 3
+NORMS = ("post_layernorm", "LayerNorm", "layernorm", "layer_norm")
+
+
+def text_config(family: str, vocab_size: int) -> PretrainedConfig:
+    """With one word more than the tokenizer has: that is where transformers puts pictures."""
+    if family == "opt":
+        size = {"hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16}
+        size |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+        return OPTConfig(vocab_size=vocab_size + 1, pad_token_id=1, eos_token_id=0, **size)
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    size |= {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1}
+    return T5Config(vocab_size=vocab_size + 1, **size)
+
+
+def make_theirs(family: str, vocab_size: int) -> Blip2ForConditionalGeneration:
+    """A small one in float64; nothing in it starts at zero or one, as queries and norms do."""
+    torch.manual_seed(0)
+    shape = {"num_attention_heads": 2, "num_hidden_layers": BLIP2_LAYERS, "intermediate_size": 40}
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(
+            hidden_size=12, image_size=8, patch_size=4, **(shape | {"num_hidden_layers": 1})
+        ),
+        qformer_config=Blip2QFormerConfig(
+            hidden_size=24, encoder_hidden_size=12, vocab_size=30, **shape
+        ),
+        text_config=text_config(family, vocab_size),
+        num_query_tokens=BLIP2_QUERIES,
+        image_token_index=vocab_size,
+    )
+    model = Blip2ForConditionalGeneration(config)
+    for name, weights in model.named_parameters():
+        is_scale = any(norm in name for norm in NORMS) and name.endswith("weight")
+        torch.nn.init.normal_(weights, 1.0 if is_scale else 0.0, 0.4)
+    torch.nn.init.normal_(model.language_projection.weight, std=3.0)
+    # Words are tied to the output: with large ones a model only repeats what came last.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    return model.double().eval()
+
+
+class Both:
+    """A small BLIP-2 of transformers and our stage 2 with the same weights, in float64."""
+
+    def __init__(self, family: str, tokenizer) -> None:
+        self.theirs = make_theirs(family, len(tokenizer))
+        config = QFormerConfig(
+            vision_width=12,
+            width=24,
+            num_layers=BLIP2_LAYERS,
+            num_heads=2,
+            feed_forward_width=40,
+            num_queries=BLIP2_QUERIES,
+        )
+        self.ours = Stage2(config, 16).double().eval()
+        self.ours.ln_vision.eps = 1e-6  # transformers'
+        weights = self.theirs.state_dict()
+        self.ours.load_state_dict(
+            {n: weights[TRANSFORMERS.theirs(n)] for n in self.ours.state_dict()}
+        )
+        self.language = LanguageModel(f"hf:{family}", self.theirs.language_model, tokenizer)
+        generator = torch.Generator().manual_seed(1)
+        self.pixels = torch.randn(4, 3, 8, 8, generator=generator).double()
+
+    num_queries = BLIP2_QUERIES
+
+    def tokens(self) -> Tensor:
+        """Image tokens: what the vision tower gives its last norm."""
+        seen = []
+        norm = self.theirs.vision_model.post_layernorm
+        handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        self.theirs.vision_model(self.pixels)
+        handle.remove()
+        return seen[0]
+
+    def pictures(self, ids: Tensor) -> Tensor:
+        """`ids` after the words that stand for pictures."""
+        word = self.theirs.config.image_token_id
+        return torch.cat([ids.new_full((len(ids), BLIP2_QUERIES), word), ids], dim=1)
+
+
+@pytest.fixture(params=["opt", "t5"])
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def both(family, byte_tokenizer):
+    return Both(family, byte_tokenizer("</s> $A" if family == "opt" else "$A </s>"))
 
 
 @pytest.fixture(scope="session")

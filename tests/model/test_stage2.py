@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from model.language_text import IGNORED, language_batch
+from model.language_text import CAPTION_PROMPT, IGNORED, language_batch
 from model.pretrained.language import LanguageModel
 from model.stage2 import Stage2, Stage2Batch, take_over
 
@@ -139,3 +140,31 @@ def test_the_prompt_is_as_wide_as_the_language_model(tiny):
     assert soft.shape == (2, 7, 12)
     assert soft.dtype == torch.float32
     assert math.isfinite(soft.sum().item())
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_transformers(both, family, captions):
+    texts = captions[:4]
+    ids, present, targets = language_batch(
+        both.language, texts, prompt=CAPTION_PROMPT, max_tokens=32, split_draw=[0.2, 0.9, 0.5, 0.0]
+    )
+    assert not present.all()
+    ours = both.ours(Stage2Batch(both.tokens(), ids, present, targets), both.language)["loss"]
+    unlearned = targets.new_full((4, both.num_queries if family == "opt" else 0), -100)
+    labels = torch.cat([unlearned, targets], dim=1)
+    found = both.theirs(
+        pixel_values=both.pixels,
+        input_ids=both.pictures(ids),
+        attention_mask=torch.cat([present.new_ones(4, both.num_queries), present], dim=1).long(),
+        labels=labels,
+    )
+    theirs = found.loss
+    if family == "opt":  # rounded to float32, so it is reckoned anew from their scores
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+        theirs = F.cross_entropy(found.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert ours.dtype == theirs.dtype == torch.float64
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+    other = both.ours(Stage2Batch(both.tokens().flip(0), ids, present, targets), both.language)[
+        "loss"
+    ]
+    assert abs(other - theirs) > 1e-3  # pictures matter

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.generation.settings import GenerationConfig
 from model.generation.stage2 import write_texts
-from model.language_text import prompt_ids
+from model.language_text import CAPTION_PROMPT, prompt_ids
 from model.pretrained.language import LanguageModel
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError
@@ -249,3 +249,23 @@ def test_more_tokens_than_there_are_positions_are_refused(stage2, language):
     with pytest.raises(ConfigError, match=r"max_tokens: 4 queries and 61 .* the 64 positions of"):
         write_texts(stage2, language, pictures(1), PROMPT, config)
     first_texts(stage2, language, pictures(1), PROMPT, longest=room)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["", CAPTION_PROMPT])
+def test_greedy_captions_are_those_of_transformers(both, prompt):
+    language = both.language
+    ids = torch.tensor([prompt_ids(language, prompt)] * 4)
+    assert ids[0].tolist() == language.tokenizer(prompt)["input_ids"]  # as their processor has it
+    start = both.theirs.language_model.generation_config
+    start.eos_token_id, start.pad_token_id = language.end, language.end
+    written = both.theirs.generate(
+        pixel_values=both.pixels, input_ids=both.pictures(ids), max_new_tokens=12, do_sample=False
+    )
+    if not language.is_encoder_decoder:  # given ids too, it gives them back
+        written = written[:, both.num_queries + ids.shape[1] :]
+    theirs = language.tokenizer.batch_decode(written, skip_special_tokens=True)
+    config = GenerationConfig(method="greedy", min_tokens=0, max_tokens=13)
+    ours = write_texts(both.ours, language, both.tokens(), prompt, config)
+    assert ours == [[text.strip()] for text in theirs]
+    assert len({text for (text,) in ours}) > 1
