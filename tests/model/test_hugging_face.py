@@ -28,6 +28,7 @@ from model.itc import similarity
 from model.language import load_language_model
 from model.language_generation import write_texts
 from model.packing import Texts
+from model.qformer import Seen
 from model.vision_tower import load_tower
 from pipeline.errors import ConfigError
 
@@ -113,7 +114,7 @@ def test_stage_1_gives_the_logits_of_transformers(draw_blip2, tmp_path, size, dt
     words = F.normalize(ours.text_proj(ours.qformer.read(texts)[texts.first]), dim=-1)
     for found, it in (
         (similarity(embedded, words), expected[False]),
-        (ours.match_logits([(image, 1)], texts), expected[True]),
+        (ours.match_logits([Seen(image)], texts), expected[True]),
     ):
         assert it.std() > 0.01
         torch.testing.assert_close(found, it, rtol=0, atol=atol)
@@ -267,7 +268,7 @@ def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
     image = tokens_of(loaded, values)
     cosines = similarity(stage1.embed_pictures(image), stage1.embed_texts(TEXTS))
     texts = Texts.packed(*stage1.tokenizer.encode(TEXTS, 24))
-    matched = stage1.match_logits([(stage1.image_keys(image), 1)], texts)
+    matched = stage1.match_logits([Seen(stage1.image_keys(image))], texts)
     for itm, expected in ((False, cosines), (True, matched)):
         found = loaded(
             pixel_values=values,
