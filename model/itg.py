@@ -39,6 +39,7 @@ def caption_loss(
         Sums over the targets in nats, with smoothing and without.
     """
     logs = exact(scores).log_softmax(dim=-1)
+    # In this order the gradient of the sum, which is one number, is added to that of the picked.
+    spread = -logs.sum() / logs.shape[1]
     plain = -logs.gather(1, targets[:, None]).sum()
-    spread = -logs.mean(dim=1).sum()
     return (1 - label_smoothing) * plain + label_smoothing * spread, plain

@@ -4,6 +4,7 @@ Rows lie one after another without padding (`model.packing`); attention alone se
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -36,6 +37,16 @@ def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 KeysValues = tuple[Float[Tensor, "_ _ D"], Float[Tensor, "_ _ D"]]
 """Keys and values of each position of some sequences."""
+
+
+class LookedAt(NamedTuple):
+    """Pictures at which rows look that lie side by side."""
+
+    keys_values: KeysValues
+    num_rows: int
+    """How many look at each."""
+    picked: Int[Tensor, " N"] | None
+    """Which of the pictures; None for each of them, in order."""
 
 
 class Attention(nn.Module):
@@ -89,20 +100,22 @@ class Attention(nn.Module):
         return self._after(rows, view.collect(attended)), (keys, values)
 
     def look(
-        self, rows: Float[Tensor, "R D"], pictures: Sequence[tuple[KeysValues, int]]
+        self, rows: Float[Tensor, "R D"], pictures: Sequence[LookedAt]
     ) -> Float[Tensor, "R D"]:
         """Cross-attention to pictures.
 
         Args:
             rows: of the queries.
-            pictures: their keys and values, and how many rows look at each: the rows of one lie
-                side by side.
+            pictures: whose rows follow each other.
         """
-        parts = self.query(rows).split([len(keys) * num for (keys, _), num in pictures])
-        attended = [
-            self._attend(part.unflatten(0, (-1, num)), its).flatten(0, 1)
-            for part, (its, num) in zip(parts, pictures, strict=True)
-        ]
+        queries, attended, begin = self.query(rows), [], 0
+        for (keys, values), num_rows, picked in pictures:
+            if picked is not None:
+                keys, values = keys.index_select(0, picked), values.index_select(0, picked)
+            end = begin + len(keys) * num_rows
+            part = queries[begin:end].unflatten(0, (-1, num_rows))
+            attended.append(self._attend(part, (keys, values)).flatten(0, 1))
+            begin = end
         return self._after(rows, torch.cat(attended))
 
     def keys_values_of_norm(self, normed: Float[Tensor, "N P C"], norm: nn.LayerNorm) -> KeysValues:
@@ -188,7 +201,8 @@ class Embeddings(nn.Module):
         with_text: bool,
     ) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocab_size, width) if with_text else None
+        # A dense gradient would be filled with zeros for all words anew at every use.
+        self.words = nn.Embedding(vocab_size, width, sparse=True) if with_text else None
         self.positions = nn.Embedding(max_positions, width) if with_text else None
         self.norm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)

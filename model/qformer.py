@@ -22,6 +22,7 @@ from model.layers import (
     FeedForward,
     KeysValues,
     LanguageHead,
+    LookedAt,
     init_std,
     initialise,
 )
@@ -31,8 +32,16 @@ from pipeline.errors import ConfigError
 ImageKeys = list[KeysValues]
 """Keys and values of a picture's tokens, for each layer with cross-attention."""
 
-Images = Sequence[tuple[ImageKeys, int]]
-"""Pictures, and how many sequences look at each."""
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures that sequences look at."""
+
+    keys: ImageKeys
+    times: int = 1
+    """How many sequences look at each."""
+    picked: Int[Tensor, " N"] | None = None
+    """Which of the pictures; None for each of them, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,7 @@ class QFormer(nn.Module):
         """
         num_pictures, num_queries = image[0][0].shape[0], self.config.num_queries
         rows = self.embeddings(self._queries(num_pictures))
-        rows, kept = self._run(rows, View(num_pictures, num_queries), images=[(image, 1)])
+        rows, kept = self._run(rows, View(num_pictures, num_queries), images=[Seen(image)])
         return rows.unflatten(0, (num_pictures, num_queries)), kept
 
     def read(self, texts: Texts) -> Float[Tensor, "R D"]:
@@ -151,7 +160,7 @@ class QFormer(nn.Module):
         view = View(len(texts.ids), texts.width, texts.places, masks.text_sees_text(texts.present))
         return self._run(rows, view)[0]
 
-    def see_and_read(self, images: Images, texts: Texts) -> Float[Tensor, "N Q D"]:
+    def see_and_read(self, images: Sequence[Seen], texts: Texts) -> Float[Tensor, "N Q D"]:
         """Queries and text see each other, and the queries the pictures; the query outputs.
 
         Args:
@@ -173,7 +182,7 @@ class QFormer(nn.Module):
         image: ImageKeys,
         texts: Texts,
         to_write: Texts | None = None,
-    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B D"], Float[Tensor, "W V"] | None]:
+    ) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B D"], Float[Tensor, "W D"] | None]:
         """`see`, `read` and, after what was seen, `write`, in one pass.
 
         Args:
@@ -182,8 +191,8 @@ class QFormer(nn.Module):
             to_write: the same texts with [DEC], each without its last token; None leaves it out.
 
         Returns:
-            The query outputs, the output of each text's first token, and scores of the token that
-            comes after each that is written.
+            The query outputs, the output of each text's first token, and that of each token that
+            is written.
         """
         num_pairs, num_queries = len(texts.ids), self.config.num_queries
         both = num_queries + texts.width
@@ -202,12 +211,12 @@ class QFormer(nn.Module):
         num_read = len(queries) + len(texts.places)
         wanted = torch.cat([every[: len(queries)], len(queries) + texts.first, every[num_read:]])
         view = View(num_pairs, width, torch.cat(places), mask(texts.present, num_queries))
-        rows, _ = self._run(rows, view, images=[(image, 1)], wanted=wanted)
-        outputs, first, after = rows.split(
+        rows, _ = self._run(rows, view, images=[Seen(image)], wanted=wanted)
+        outputs, first, written = rows.split(
             [len(queries), num_pairs, len(rows) - len(queries) - num_pairs]
         )
-        scores = None if to_write is None else self._scores(after)
-        return outputs.unflatten(0, (num_pairs, num_queries)), first, scores
+        outputs = outputs.unflatten(0, (num_pairs, num_queries))
+        return outputs, first, None if to_write is None else written
 
     def write(
         self,
@@ -234,23 +243,24 @@ class QFormer(nn.Module):
         mask = masks.written(present, num_queries, num_tokens)
         view = View(num_texts, num_tokens, mask=mask)
         rows, past = self._run(rows, view, past=past)
-        return self._scores(rows).unflatten(0, (num_texts, num_tokens)), past
+        return self.scores(rows).unflatten(0, (num_texts, num_tokens)), past
 
-    def _queries(self, num_sequences: int) -> Float[Tensor, "R D"]:
-        return self.query_tokens.expand(num_sequences, -1, -1).flatten(0, 1)
-
-    def _scores(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+    def scores(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        """Of the token that comes after each that is written, from its output."""
         if self.head is None or self.embeddings.words is None:
             raise TypeError("a Q-Former without text cannot write")
         scores: Tensor = self.head(rows, self.embeddings.words.weight)
         return scores
+
+    def _queries(self, num_sequences: int) -> Float[Tensor, "R D"]:
+        return self.query_tokens.expand(num_sequences, -1, -1).flatten(0, 1)
 
     def _run(
         self,
         rows: Float[Tensor, "R D"],
         view: View,
         *,
-        images: Images = (),
+        images: Sequence[Seen] = (),
         past: list[KeysValues] | None = None,
         wanted: Int[Tensor, " W"] | None = None,
     ) -> tuple[Float[Tensor, "W D"], list[KeysValues]]:
@@ -267,13 +277,16 @@ class QFormer(nn.Module):
             Their outputs, and the keys and values of each layer.
         """
         num_queries = self.config.num_queries if images else 0
-        seen = zip(*(keys for keys, _ in images), strict=True)
-        rows_of_each = [times * num_queries for _, times in images]
+        looked_at = [
+            [LookedAt(keys, image.times * num_queries, image.picked) for keys in image.keys]
+            for image in images
+        ]
+        seen = zip(*looked_at, strict=True)
         num_seeing = view.num_sequences * num_queries
         present: list[KeysValues] = []
         for number, layer in enumerate(self.layers):
             looks = images and layer.look is not None
-            pictures = list(zip(next(seen), rows_of_each, strict=True)) if looks else []
+            pictures = list(next(seen)) if looks else []
             before = None if past is None else past[number]
             last = number == len(self.layers) - 1
             rows, kept = layer(rows, view, num_seeing, pictures, before, wanted if last else None)
@@ -299,7 +312,7 @@ class Layer(nn.Module):
         rows: Float[Tensor, "R D"],
         view: View,
         num_queries: int,
-        pictures: list[tuple[KeysValues, int]],
+        pictures: list[LookedAt],
         past: KeysValues | None,
         wanted: Int[Tensor, " W"] | None,
     ) -> tuple[Float[Tensor, "W D"], KeysValues]:
@@ -307,7 +320,7 @@ class Layer(nn.Module):
 
         Args:
             num_queries: rows that are queries.
-            pictures: keys and values that they look at, and how many of them look at each.
+            pictures: that they look at.
         """
         rows, keys_values = self.attention.look_at_each_other(rows, view, past, wanted)
         queries, text = rows.split([num_queries, len(rows) - num_queries])

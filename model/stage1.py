@@ -20,7 +20,7 @@ from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
 from model.packing import Texts, joined
-from model.qformer import ImageKeys, Images, QFormer, QFormerConfig
+from model.qformer import ImageKeys, QFormer, QFormerConfig, Seen
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.tokenizer import CaptionTokenizer
 from pipeline.errors import ConfigError
@@ -174,7 +174,7 @@ class Stage1(nn.Module):
             `itm`, `itg`, `itc_unsmoothed`, `itg_unsmoothed`, in nats, and `itm_accuracy`.
         """
         image_keys = self.image_keys(batch.tokens)
-        queries, first_words, scores = self.qformer.see_read_and_write(
+        queries, first_words, written = self.qformer.see_read_and_write(
             image_keys, batch.texts, batch.to_write if with_itg else None
         )
         smoothing = objectives.label_smoothing
@@ -186,14 +186,6 @@ class Stage1(nn.Module):
         itc, itc_unsmoothed = (sum(parts) / 2 for parts in zip(*directions, strict=True))
         losses = {"itc": itc, "itc_unsmoothed": itc_unsmoothed}
         loss = itc
-        if scores is not None:
-            total, plain = caption_loss(scores, batch.targets, label_smoothing=smoothing)
-            count = torch.full((), len(batch.targets), device=total.device)
-            losses["itg"] = mean_over_ranks(total, count)
-            losses["itg_unsmoothed"] = mean_over_ranks(plain, count)
-            loss = loss + losses["itg"]
-        else:
-            loss = loss + _untouched(self.qformer.head)
         if itm_hardness is not None:
             mine = uniform[:, first : first + len(batch.picture)].to(same.device, non_blocking=True)
             sim_i2t, sim_t2i = (sim.detach() for sim in sims)
@@ -208,6 +200,17 @@ class Stage1(nn.Module):
             loss = loss + losses["itm"]
         else:
             loss = loss + _untouched(self.itm_head)
+        # The head comes last: its gradient of all words is there first, and the few rows of the
+        # texts are added to it.
+        if written is not None:
+            scores = self.qformer.scores(written)
+            total, plain = caption_loss(scores, batch.targets, label_smoothing=smoothing)
+            count = torch.full((), len(batch.targets), device=total.device)
+            losses["itg"] = mean_over_ranks(total, count)
+            losses["itg_unsmoothed"] = mean_over_ranks(plain, count)
+            loss = loss + losses["itg"]
+        else:
+            loss = loss + _untouched(self.qformer.head, self.qformer.embeddings.words)
         return {"loss": loss} | {name: value.detach() for name, value in losses.items()}
 
     def _similarities(
@@ -247,12 +250,9 @@ class Stage1(nn.Module):
         """
         (drawn_pictures, has_picture), (drawn_texts, has_text) = pictures, texts
         if num_ranks() == 1:
-            drawn_keys = [
-                (k.index_select(0, drawn_pictures), v.index_select(0, drawn_pictures))
-                for k, v in image_keys
-            ]
+            drawn = Seen(image_keys, picked=drawn_pictures)
         else:
-            drawn_keys = self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures])
+            drawn = Seen(self.image_keys(gathered(batch.tokens, gradient=False)[drawn_pictures]))
         # Ranks have other longest captions, and exchange them at one width.
         own, width = batch.texts, self.config.max_text_tokens
         whole = own if num_ranks() == 1 else own.widened(width)
@@ -267,14 +267,14 @@ class Stage1(nn.Module):
                 (own, 2 * len(pair) + pair),
             ]
         )
-        scores = self.match_logits([(image_keys, 2), (drawn_keys, 1)], texts_of_all)
+        scores = self.match_logits([Seen(image_keys, times=2), drawn], texts_of_all)
         of_pictures, of_drawn = scores.split([2 * len(own.ids), len(own.ids)])
         logits = torch.cat([of_pictures.unflatten(0, (-1, 2)), of_drawn[:, None]], dim=1)
         labels = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
         labels[:, 0] = 1
         return logits, labels, torch.stack([has_picture & has_text, has_text, has_picture], dim=1)
 
-    def match_logits(self, images: Images, texts: Texts) -> Float[Tensor, "N 2"]:
+    def match_logits(self, images: Sequence[Seen], texts: Texts) -> Float[Tensor, "N 2"]:
         """Scores of unmatched and matched: the ITM head on each query output, averaged.
 
         Args:
@@ -297,7 +297,7 @@ class Stage1(nn.Module):
         return F.normalize(self.text_proj(outputs), dim=-1)
 
 
-def _untouched(module: nn.Module | None) -> Tensor:
+def _untouched(*modules: nn.Module | None) -> Tensor:
     """Zero, with a gradient of zero for each weight: ranks average the gradients of all."""
-    weights = module.parameters() if module is not None else ()
+    weights = [weight for its in modules if its is not None for weight in its.parameters()]
     return 0 * torch.stack([weight.sum() for weight in weights]).sum()

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from model.itg import to_write
 from model.packing import Texts
-from model.qformer import QFormer, QFormerConfig
+from model.qformer import QFormer, QFormerConfig, Seen
 from model.stage1 import Stage1
 from model.start import StartConfig, start_stage1
 from pipeline.errors import ConfigError
@@ -181,7 +181,9 @@ def test_see_and_read_apart_are_one_pass_in_which_neither_sees_the_other(
 def test_see_and_read_together_are_one_pass_in_which_all_see_all(qformer, tokens, ids, present):
     seen = blocks(present, text_to_queries=True, queries_to_text=True, causal=False)
     queries, _ = plain(qformer, tokens, ids, seen)
-    both = qformer.see_and_read([(qformer.image_keys(tokens, NORM), 1)], Texts.packed(ids, present))
+    both = qformer.see_and_read(
+        [Seen(qformer.image_keys(tokens, NORM))], Texts.packed(ids, present)
+    )
     torch.testing.assert_close(both, queries)
 
 
@@ -208,7 +210,7 @@ def test_one_pass_sees_reads_and_writes_as_each_alone(qformer, tokens, ids, pres
     found = qformer.see_read_and_write(image, texts, written)
     torch.testing.assert_close(found[0], outputs)
     torch.testing.assert_close(found[1], first)
-    torch.testing.assert_close(found[2], scores[written.present])
+    torch.testing.assert_close(qformer.scores(found[2]), scores[written.present])
     without = qformer.see_read_and_write(image, texts)
     torch.testing.assert_close(without[0], outputs)
     torch.testing.assert_close(without[1], first)
@@ -222,7 +224,8 @@ def test_changing_the_text_changes_no_query_output(qformer, tokens, ids, present
 
     def one_pass(read: Tensor, write: Tensor):
         written, _ = to_write(write, present, dec=39)
-        return qformer.see_read_and_write(image, Texts.packed(read, present), written), written
+        seen, first, rows = qformer.see_read_and_write(image, Texts.packed(read, present), written)
+        return (seen, first, qformer.scores(rows)), written
 
     (queries, first, scores), written = one_pass(ids, ids)
     without, _, _ = qformer.see_read_and_write(image, Texts.packed(ids, present))
@@ -295,8 +298,8 @@ def test_padding_changes_nothing(qformer, tokens, ids, present):
     found = qformer.read(everywhere)[more.flatten()]
     torch.testing.assert_close(found, qformer.read(Texts.packed(ids, present)))
     torch.testing.assert_close(
-        qformer.see_and_read([(image, 1)], Texts.packed(wide, more)),
-        qformer.see_and_read([(image, 1)], Texts.packed(ids, present)),
+        qformer.see_and_read([Seen(image)], Texts.packed(wide, more)),
+        qformer.see_and_read([Seen(image)], Texts.packed(ids, present)),
     )
     torch.testing.assert_close(
         qformer.write(kept, wide, more)[0][more], qformer.write(kept, ids, present)[0][present]
@@ -318,12 +321,12 @@ def test_writing_goes_on_after_padding_that_it_does_not_see(qformer, tokens, ids
 @torch.no_grad()
 def test_queries_and_text_see_each_other_when_read_together(qformer, tokens, ids, present):
     image = qformer.image_keys(tokens, NORM)
-    before = qformer.see_and_read([(image, 1)], Texts.packed(ids, present))
+    before = qformer.see_and_read([Seen(image)], Texts.packed(ids, present))
     for pair, last in enumerate([5, 2, 4]):
         changed = ids.clone()
         changed[pair, last] = (changed[pair, last] + 1) % 40
         differs = (
-            qformer.see_and_read([(image, 1)], Texts.packed(changed, present)) - before
+            qformer.see_and_read([Seen(image)], Texts.packed(changed, present)) - before
         ).abs().amax(dim=2) > 1e-6
         assert differs[pair].all()
         assert differs.sum() == 4  # the other pairs see nothing of it
@@ -354,7 +357,7 @@ def test_a_qformer_without_text_neither_reads_nor_writes(tiny, tokens, ids, pres
     for call in (
         lambda: queries_side.read(Texts.packed(ids, present)),
         lambda: queries_side.write(kept, ids, present),
-        lambda: queries_side.see_and_read([(image, 1)], Texts.packed(ids, present)),
+        lambda: queries_side.see_and_read([Seen(image)], Texts.packed(ids, present)),
     ):
         with pytest.raises(TypeError, match="without text cannot"):
             call()
@@ -369,10 +372,10 @@ def test_shapes_are_as_written(checked, tiny, tokens, ids, present):
     assert outputs.shape == (3, 4, 24)
     assert qformer.read(texts).shape == (14, 24)
     to_write, _ = checked.itg.to_write(ids, present, 3)
-    first, words, scores = qformer.see_read_and_write(image, texts, to_write)
-    assert (first.shape, words.shape) == ((3, 4, 24), (3, 24))
-    assert scores.shape == (11, qformer.config.vocab_size)
-    assert qformer.see_and_read([(image, 1)], texts).shape == (3, 4, 24)
+    first, words, written = qformer.see_read_and_write(image, texts, to_write)
+    assert (first.shape, words.shape, written.shape) == ((3, 4, 24), (3, 24), (11, 24))
+    assert qformer.scores(written).shape == (11, qformer.config.vocab_size)
+    assert qformer.see_and_read([checked.qformer.Seen(image)], texts).shape == (3, 4, 24)
     scores, past = qformer.write(kept, ids[:, :2], present[:, :2])
     assert scores.shape == (3, 2, qformer.config.vocab_size)
     assert qformer.write(past, ids[:, 2:], present)[0].shape == (3, 4, qformer.config.vocab_size)

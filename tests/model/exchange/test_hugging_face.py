@@ -22,6 +22,7 @@ from model.exchange.hugging_face import (
 )
 from model.itc import similarity
 from model.packing import Texts
+from model.qformer import Seen
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,7 +107,7 @@ def test_stage_1_gives_the_logits_of_transformers(draw_blip2, tmp_path, size, dt
     words = F.normalize(ours.text_proj(ours.qformer.read(texts)[texts.first]), dim=-1)
     for found, it in (
         (similarity(embedded, words), expected[False]),
-        (ours.match_logits([(image, 1)], texts), expected[True]),
+        (ours.match_logits([Seen(image)], texts), expected[True]),
     ):
         assert it.std() > 0.01
         torch.testing.assert_close(found, it, rtol=0, atol=atol)

@@ -24,6 +24,7 @@ from model.itc import similarity
 from model.packing import Texts
 from model.pretrained.language_loading import load_language_model
 from model.pretrained.vision_tower import load_tower
+from model.qformer import Seen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +77,7 @@ def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
     image = tokens_of(loaded, values)
     cosines = similarity(stage1.embed_pictures(image), stage1.embed_texts(TEXTS))
     texts = Texts.packed(*stage1.tokenizer.encode(TEXTS, 24))
-    matched = stage1.match_logits([(stage1.image_keys(image), 1)], texts)
+    matched = stage1.match_logits([Seen(stage1.image_keys(image))], texts)
     for itm, expected in ((False, cosines), (True, matched)):
         found = loaded(
             pixel_values=values,
