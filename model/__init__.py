@@ -4,6 +4,7 @@
     tokenizer   captions as token ids; BERT's, with [DEC]
     vocabulary  its words, learned from captions
     packing     texts without their padding, and the padded view of attention
+    precision   what is computed in full precision
     layers      attention, feed-forward net and language head, as in BERT
     masks       who sees whom
     qformer     the Q-Former: each way of looking, in passes over packed rows

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from model.pretrained.hub import text_folder
+from model.pretrained.load_report import no_report
 from model.stage1 import Stage1
 from pipeline.errors import ConfigError, first_line
 
@@ -38,20 +39,24 @@ def load_bert(name: str) -> Bert:
         name: see `text_folder`.
 
     Raises:
-        ConfigError: it cannot be had, or is no BERT.
+        ConfigError: it cannot be had, is no BERT, or lacks a weight of one.
     """
     folder = text_folder(name)
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "bert":
             raise ConfigError(f"start: {name} is a {config.model_type}; a BERT is needed")
-        model, told = AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
+        with no_report():
+            model, told = AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"start: {name} cannot be had ({first_line(error)})") from error
-    has_head = not any(key.startswith("cls.predictions.transform") for key in told["missing_keys"])
-    return model.eval(), has_head
+    missing = sorted(told["missing_keys"])
+    for key in missing:
+        if not key.startswith("cls."):
+            raise ConfigError(f"start: {name}: {key}: missing")
+    return model.eval(), not any(key.startswith("cls.predictions.transform") for key in missing)
 
 
 @torch.no_grad()

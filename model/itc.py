@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from model.layers import exact
+from model.precision import exact
 
 
 def same_pairs(

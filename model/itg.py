@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from model.layers import exact
 from model.packing import Texts
+from model.precision import exact
 
 
 def to_write(

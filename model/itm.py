@@ -4,7 +4,7 @@ import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from model.layers import exact
+from model.precision import exact
 
 
 def draw_negatives(

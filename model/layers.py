@@ -30,11 +30,6 @@ def initialise(module: nn.Module, std: float) -> None:
         nn.init.zeros_(module.bias)
 
 
-def exact(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """In float32 at least: losses of scores in half precision would be rounded."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 KeysValues = tuple[Float[Tensor, "_ _ D"], Float[Tensor, "_ _ D"]]
 """Keys and values of each position of some sequences."""
 

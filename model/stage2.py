@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.language_text import IGNORED
-from model.layers import INIT_STD, exact, initialise
+from model.layers import INIT_STD, initialise
+from model.precision import exact
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormer, QFormerConfig
 from model.ranks import mean_over_ranks

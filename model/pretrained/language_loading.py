@@ -1,7 +1,6 @@
 """Language models by name, with each of their weights accounted for."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +11,11 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     Blip2ForConditionalGeneration,
-    logging,
 )
 
 from model.pretrained.hub import language_folder
 from model.pretrained.language import LanguageModel
+from model.pretrained.load_report import no_report
 from pipeline.errors import ConfigError, first_line
 
 
@@ -41,7 +40,7 @@ def load_language_model(name: str) -> LanguageModel:
         config = whole.text_config if is_blip2 else whole
         kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         kind = Blip2ForConditionalGeneration if is_blip2 else kind
-        with _no_report():
+        with no_report():
             model, loaded = kind.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -57,17 +56,6 @@ def load_language_model(name: str) -> LanguageModel:
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         raise ConfigError(f"language_model: {name}: its config has no decoder_start_token_id")
     return LanguageModel(name, model.language_model if is_blip2 else model, tokenizer)
-
-
-@contextlib.contextmanager
-def _no_report() -> Iterator[None]:
-    """Within it transformers logs no table of weights: `_check_weights` says it in a line."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _check_weights(name: str, loaded: Mapping[str, Any], prefix: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from model.pretrained.hub import text_folder
+from model.pretrained.load_report import no_report
 from pipeline.errors import ConfigError, first_line
 
 
@@ -21,16 +22,24 @@ class FrozenText:
         device: to compute on.
 
     Raises:
-        ConfigError: the model cannot be had.
+        ConfigError: the model cannot be had, or lacks a weight.
     """
+
+    _model: Any
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         folder = text_folder(name)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            with no_report():
+                self._model, told = AutoModel.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(f"{name}: cannot be had ({first_line(error)})") from error
+        for key in sorted(told["missing_keys"]):
+            if not key.startswith("pooler."):  # which nothing here reads
+                raise ConfigError(f"{name}: {key}: missing")
         if self._tokenizer.pad_token_id is None or self._model.config.is_encoder_decoder:
             raise ConfigError(f"{name}: is no text encoder like BERT")
         words, known = len(self._tokenizer), self._model.config.vocab_size

@@ -105,6 +105,18 @@ def draw_lavis(
         torch.save({"model": theirs}, home / name)
 
 
+def draw_tuned_lavis(home: Path, tokenizer: CaptionTokenizer, name: str) -> torch.nn.Module:
+    """A LAVIS file with its encoder, a small EVA-CLIP, under timm's names; and the encoder."""
+    eva = timm.models.eva.Eva(
+        img_size=28, patch_size=14, embed_dim=88, depth=2, num_heads=1, num_classes=0
+    ).eval()
+    draw_lavis(home, tokenizer, 16, vision_width=88)
+    content = torch.load(home / "blip2_pretrained.pth", weights_only=True)
+    its = {f"visual_encoder.{n}": v for n, v in eva.state_dict().items() if n[:4] != "norm"}
+    torch.save({"model": content["model"] | its}, home / name)
+    return eva
+
+
 @pytest.mark.usefixtures("ray_session", "in_place_of_eva")
 def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     Path("pairs").symlink_to(data / "pairs")
@@ -112,6 +124,7 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     opt, speaker = draw_blip2(Blip2ForConditionalGeneration, here / "blip2-opt-2.7b", seed=21)
     opt.language_model.save_pretrained("facebook/opt-2.7b")
     speaker.tokenizer.save_pretrained("facebook/opt-2.7b")
+    draw_tuned_lavis(here, bert, "blip2_finetune_coco.pth")
     draw_lavis(here, bert, opt.config.text_config.hidden_size)
 
     said = {}
@@ -132,6 +145,7 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     assert Checkpoint.open("stage1-lavis").encoder.transform["crop_mode"] == "squash"
     assert "temperature" in said["export stage1"]
     assert "rank  score" in said["search index"]
+    assert "rank  score" in said["search index-coco"]
 
     # There and back
     for name in ("stage1", "stage2", "stage1-lavis"):
@@ -174,13 +188,7 @@ def test_the_end_of_a_caption_is_the_models(here, draw_blip2, capsys):
 @torch.no_grad()
 def test_an_encoder_in_lavis_file_becomes_the_checkpoints(here, bert, capsys):
     """As where it was trained too; names of EVA-CLIP's weights are timm's."""
-    eva = timm.models.eva.Eva(
-        img_size=28, patch_size=14, embed_dim=88, depth=2, num_heads=1, num_classes=0
-    ).eval()
-    draw_lavis(here, bert, 16, vision_width=88)
-    content = torch.load("blip2_pretrained.pth", weights_only=True)
-    its = {f"visual_encoder.{n}": v for n, v in eva.state_dict().items() if n[:4] != "norm"}
-    torch.save({"model": content["model"] | its}, "blip2_coco.pth")
+    eva = draw_tuned_lavis(here, bert, "blip2_coco.pth")
     assert main(["import", "blip2_coco.pth", "--out", "stage1"]) == 0
     assert "visual_encoder" not in capsys.readouterr().out
     checkpoint = Checkpoint.open("stage1")

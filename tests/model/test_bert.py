@@ -1,9 +1,11 @@
 """A Q-Former that starts as a BERT reads and writes text as that did."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from transformers import (
     AutoModelForMaskedLM,
@@ -13,10 +15,12 @@ from transformers import (
     BertTokenizerFast,
 )
 
+from model.bert import load_bert
 from model.layers import init_std
 from model.packing import Texts
 from model.stage1 import Stage1
 from model.start import StartConfig, start_stage1, start_tokenizer
+from pipeline.errors import ConfigError
 
 PIECES = ["a", "red", "boat", "##s", "dog", "lake", "on", "the"]
 
@@ -125,3 +129,14 @@ def test_a_vocabulary_that_is_padded_is_taken_as_far_as_it_has_words(tmp_path):
     assert len(words) == len(stage1.tokenizer) == len(theirs) - 6
     known = stage1.tokenizer.dec
     assert torch.equal(words[:known], theirs[:known])
+
+
+def test_a_bert_that_lacks_a_weight_is_refused(bert, tmp_path, capfd):
+    shutil.copytree(bert, tmp_path / "lame")
+    weights = load_file(bert / "model.safetensors")
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    del weights[lost]
+    save_file(weights, tmp_path / "lame" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"start: hf:\S+lame: {lost}: missing"):
+        load_bert(f"hf:{tmp_path}/lame")
+    assert "REPORT" not in capfd.readouterr().err

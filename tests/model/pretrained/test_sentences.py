@@ -1,8 +1,11 @@
 """Sentence embeddings are those of the model's authors, whatever the batch."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from model.pretrained.hub import text_folder
@@ -80,3 +83,13 @@ def test_a_folder_without_tokenizer_is_named(tmp_path):
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=f"hf:{tmp_path}: its tokenizer has 5 words, its"):
         FrozenText(f"hf:{tmp_path}")
+
+
+def test_a_model_that_lacks_a_weight_is_refused(minilm, tmp_path):
+    shutil.copytree(text_folder("offline:minilm"), tmp_path / "lame")
+    weights = load_file(tmp_path / "lame" / "model.safetensors")
+    lost = "encoder.layer.1.output.dense.weight"
+    del weights[lost]
+    save_file(weights, tmp_path / "lame" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"lame: {lost}: missing"):
+        FrozenText(f"hf:{tmp_path}/lame")
