@@ -5,13 +5,15 @@ The whole JSON is in memory while it is read: they are of a few hundred megabyte
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, first_line
+from pipeline.fetch import FetchConfig, Fetcher
+from pipeline.picture_folders import folder_fetcher
 from pipeline.source_files import SourceFile
 from pipeline.source_rows import source_rows
 from pipeline.uids import uid_of
@@ -28,6 +30,8 @@ class AnnotationSource:
     the folder of its `filename`, where there is one; his `split` is left alone: curate splits.
     """
 
+    locations = "file"
+
     def __init__(self, file: SourceFile, folder: Path) -> None:
         """Name the files; nothing is read yet.
 
@@ -37,6 +41,10 @@ class AnnotationSource:
         """
         self.file = file
         self.folder = folder
+
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        return folder_fetcher(self.folder)
 
     def digest(self) -> str:
         return hashlib.sha256(f"annotations {self.file.digest()}".encode()).hexdigest()

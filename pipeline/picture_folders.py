@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher
 from pipeline.source_rows import source_rows
 from pipeline.uids import uid_of
 
@@ -18,6 +20,8 @@ _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", "
 class FolderSource:
     """A folder tree of pictures: `cat.jpg` has its captions in `cat.txt`, a caption a line."""
 
+    locations = "file"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = sorted(
@@ -25,6 +29,10 @@ class FolderSource:
         )
         if not self._files:
             raise ConfigError(f"{folder}: holds neither tables nor pictures")
+
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        return folder_fetcher(self.folder)
 
     def digest(self) -> str:
         sha = hashlib.sha256()
@@ -39,6 +47,15 @@ class FolderSource:
             names = [os.fsencode(path.relative_to(self.folder).as_posix()) for path in files]
             paths = [name.decode(errors="replace") for name in names]
             yield source_rows(paths, [_captions_beside(path) for path in files], uid_of)
+
+
+def folder_fetcher(folder: Path) -> Callable[[FetchConfig], Fetcher]:
+    """What makes the fetcher of files below a folder."""
+    return partial(_fetcher, folder)
+
+
+def _fetcher(folder: Path, config: FetchConfig) -> Fetcher:
+    return FolderFetcher(folder, config.max_download_bytes)
 
 
 def _captions_beside(picture: Path) -> list[str]:

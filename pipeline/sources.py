@@ -4,7 +4,7 @@ The tables are of bounded size, so that memory does not grow with the source. A 
 digest, by which a job that goes on sees that the source is still the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline.annotations import AnnotationSource
 from pipeline.errors import ConfigError
+from pipeline.fetch import FetchConfig, Fetcher
 from pipeline.picture_folders import FolderSource
-from pipeline.schemas import SOURCE
+from pipeline.schemas import SLICE
 from pipeline.source_files import SourceFile, files_in, find, own_folder
 from pipeline.storage import Folder
 from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table
@@ -24,8 +25,14 @@ class Source(Protocol):
     """Pairs in a fixed order, not fetched yet."""
 
     @property
-    def folder(self) -> Path | None:
-        """Where the pictures lie; None if they have URLs."""
+    def locations(self) -> str:
+        """What its locations are: `url` or `file`."""
+        ...
+
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        """What makes, in each worker, the fetcher of its locations."""
+        ...
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of what the source says: not of the pictures."""
@@ -89,15 +96,27 @@ def _tables(folder: Folder) -> list[SourceFile]:
 
 
 def cut(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, but the last."""
-    pending = SOURCE.empty_table()
-    for table in tables:
-        pending = pa.concat_tables([pending, table])
+    """The same rows, numbered (`schemas.SLICE`), in tables of exactly `rows`, but the last."""
+    pending: pa.Table | None = None
+    for table in _numbered(tables):
+        pending = table if pending is None else pa.concat_tables([pending, table])
         while pending.num_rows >= rows:
             yield pending.slice(0, rows).combine_chunks()
             pending = pending.slice(rows)
-    if pending.num_rows:
+    if pending is not None and pending.num_rows:
         yield pending.combine_chunks()
+
+
+def _numbered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """With the column `source_row`; rows that are fetched again have theirs already."""
+    place = SLICE.get_field_index("source_row")
+    first = 0
+    for table in tables:
+        if "source_row" not in table.schema.names:
+            numbers = pa.array(range(first, first + table.num_rows), pa.int64())
+            table = table.add_column(place, "source_row", numbers)
+            first += table.num_rows
+        yield table
 
 
 def num_captions(table: pa.Table) -> int:

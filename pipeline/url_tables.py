@@ -15,6 +15,8 @@ import pyarrow.json
 import pyarrow.parquet
 
 from pipeline.errors import ConfigError, first_line
+from pipeline.fetch import FetchConfig, Fetcher, HttpFetcher
+from pipeline.picture_folders import folder_fetcher
 from pipeline.source_files import COMPRESSIONS, SourceFile, own_folder
 from pipeline.source_rows import caption_list, source_rows, text
 from pipeline.uids import uid_of, uid_of_url
@@ -78,9 +80,17 @@ class TableSource:
             _either(file, names, self._captions)
         self.folder = self._picture_folder(picture_folder)
 
+    @property
+    def locations(self) -> str:
+        return "url" if self._by_url else "file"
+
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        return folder_fetcher(self.folder) if self.folder else HttpFetcher
+
     def digest(self) -> str:
         content = " ".join(file.digest() for file in self.files)
-        read_as = f"{'url' if self._by_url else 'file'} {self._column} {self._captions}"
+        read_as = f"{self.locations} {self._column} {self._captions}"
         return hashlib.sha256(f"{read_as} {content}".encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.schemas import SOURCE
+from pipeline.schemas import SLICE, SOURCE
 from pipeline.sources import SourceColumns, cut, num_captions, open_source
 from pipeline.uids import uid_of, uid_of_url
 
@@ -362,7 +362,8 @@ def test_slices_are_of_exactly_the_size_asked_for_and_lose_nothing(sizes, rows):
         min(rows, sum(sizes) - start) for start in range(0, sum(sizes), rows)
     ]
     whole = source_table(0, sum(sizes))
-    assert pa.concat_tables([SOURCE.empty_table(), *slices]).equals(whole)
+    numbered = whole.append_column("source_row", pa.array(range(sum(sizes)), pa.int64()))
+    assert pa.concat_tables([SLICE.empty_table(), *slices]).equals(numbered)
     assert num_captions(whole) == sum(row % 3 for row in range(sum(sizes)))
 
 
