@@ -20,7 +20,7 @@ from pipeline.fetch import FetchConfig, Fetcher
 from pipeline.lineage import Lineage, Parent
 from pipeline.pictures import PictureConfig
 from pipeline.retry import RetrySource
-from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SLICE
+from pipeline.schemas import RAW, ROWS_PER_BATCH, SLICE, with_extra
 from pipeline.shard import ShardRecord, commit_table, new_shard
 from pipeline.sources import Source, cut, num_captions, open_source
 from pipeline.storage import Folder
@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 class Ingest:
     """Fetch or read the pictures of a source into `raw`, with a ledger of every row.
 
-    SOURCE is a table of URLs or files and captions (.parquet, .csv, .tsv, .jsonl; the last three
-    also .gz or .zst), many of them by wildcards in quotes ('urls/*.parquet') or as a folder, in the
-    order of their names, of any size, also on s3:// or gs://; a folder of pictures with captions
-    beside them (cat.jpg and cat.txt); or one captions JSON of COCO or in Karpathy's format.
+    SOURCE is a table of URLs or files and captions (.parquet, .arrow, .csv, .tsv, .jsonl; the last
+    three also .gz or .zst), or of the pictures themselves (.parquet, .arrow), many of them by
+    wildcards in quotes ('urls/*.parquet') or as a folder, in the order of their names, of any size,
+    also on s3:// or gs://; a folder of pictures with captions beside them (cat.jpg and cat.txt); or
+    one captions JSON of COCO or in Karpathy's format.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
@@ -78,7 +79,7 @@ class Ingest:
         source = self._source()
         folder = Folder.at(self.out)
         lineage = self._lineage(source)
-        draft = Draft.begin(folder, "raw", RAW, lineage)
+        draft = Draft.begin(folder, "raw", with_extra(RAW, source.extra), lineage)
         if published := draft.whole():
             (folder / ".work").remove()  # a kill may have come before the removal below
             return published
@@ -132,7 +133,9 @@ class Ingest:
 def _slices(source: Source, folder: Folder, lineage: Lineage, rows: int, log: RunLog) -> Dataset:
     """The source cut into slices, each the input of one shard; made once, then found again."""
     lineage = Lineage("cut", {"shard_rows": rows}, lineage.parents)
-    draft = Draft.begin(folder / ".work" / "source", "source", SLICE, lineage)
+    draft = Draft.begin(
+        folder / ".work" / "source", "source", with_extra(SLICE, source.extra), lineage
+    )
     if published := draft.whole():
         return published
     with log.phase("cut") as entry:
@@ -166,8 +169,9 @@ def _worker(
         slice_ = slices.shard(task.number, verify=True).table
         got = download(slice_, fetcher, picture, threads=fetch.threads)
         with new_shard(out, task.number) as shard:
-            shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)
-            shard.open(LEDGER, ROWS_PER_BATCH["ledger"], attachment="ledger").write(got.ledger)
+            shard.open(got.raw.schema, ROWS_PER_BATCH["raw"]).write(got.raw)
+            ledger = shard.open(got.ledger.schema, ROWS_PER_BATCH["ledger"], attachment="ledger")
+            ledger.write(got.ledger)
             return shard.commit(pictures=got.pictures, captions=got.captions)
 
     return work

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchConfig, Fetcher, HttpFetcher
+from pipeline.schemas import extra_type
 from pipeline.sources import Source
 from pipeline.tombstones import live_mask
 
@@ -28,7 +29,7 @@ class RetrySource:
     """
 
     def __init__(self, raw: Dataset, classes: tuple[str, ...], given: Source | None) -> None:
-        """Choose the outcomes; no ledger is read yet.
+        """Choose the outcomes.
 
         Args:
             raw: a dataset of kind `raw`.
@@ -57,6 +58,8 @@ class RetrySource:
             raise ConfigError(
                 f"source: has {given.locations}s, but {raw.folder} was made of {self.locations}s"
             )
+        ledgers = (raw.attachment(number, "ledger").schema for number in raw.records)
+        self.extra = next(map(extra_type, ledgers), None)
         self._given = given
 
     @property

@@ -18,7 +18,8 @@ from pipeline.picture_folders import FolderSource
 from pipeline.schemas import SLICE
 from pipeline.source_files import SourceFile, files_in, find, own_folder
 from pipeline.storage import Folder
-from pipeline.url_tables import TABLE_FORMATS, SourceColumns, TableSource, is_table
+from pipeline.table_files import TABLE_FORMATS, is_table
+from pipeline.url_tables import SourceColumns, TableSource
 
 
 class Source(Protocol):
@@ -26,7 +27,12 @@ class Source(Protocol):
 
     @property
     def locations(self) -> str:
-        """What its locations are: `url` or `file`."""
+        """What its locations are: `url`, `file` or `row` of a table."""
+        ...
+
+    @property
+    def extra(self) -> pa.StructType | None:
+        """The type of its column `extra`; None if it has none."""
         ...
 
     @property
@@ -39,7 +45,7 @@ class Source(Protocol):
         ...
 
     def tables(self) -> Iterator[pa.Table]:
-        """Tables of `schemas.SOURCE`, of any size, in order."""
+        """Tables of `schemas.SOURCE`, and `extra`, of any size, in order."""
         ...
 
 
@@ -47,10 +53,10 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
     """Find out what kind of source this is.
 
     Args:
-        location: a path or URI of a table (.parquet, .csv, .tsv, .jsonl; the last three also with
-            .gz or .zst), of several by wildcards, or of a folder: with tables (`pairs.jsonl`, or
-            else all there are), or a local one of pictures with captions beside them (`cat.jpg`
-            and `cat.txt`, a caption a line); or of one annotation file (.json).
+        location: a path or URI of a table (.parquet, .arrow, .csv, .tsv, .jsonl; the last three
+            also with .gz or .zst), of several by wildcards, or of a folder: with tables
+            (`pairs.jsonl`, or else all there are), or a local one of pictures with captions beside
+            them (`cat.jpg` and `cat.txt`, a caption a line); or of one annotation file (.json).
         columns: which columns of a table to read.
         picture_folder: where the pictures lie that a table or an annotation file lists; by default
             its folder.
@@ -64,9 +70,11 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
     if isinstance(found, Folder) and not files:
         if pictures or not found.is_local:
             raise ConfigError(f"{location}: holds no table")
+        if columns.kept:
+            raise ConfigError(f"keep: {location} is a folder of pictures, which has no columns")
         return FolderSource(Path(found.path))
     if len(files) == 1 and files[0].format == ".json":
-        return AnnotationSource(files[0], pictures or own_folder(files))
+        return AnnotationSource(files[0], pictures or own_folder(files), columns.kept)
     for file in files:
         if file.format == ".json":
             raise ConfigError(f"{file}: is '.json', which is read alone; name one")

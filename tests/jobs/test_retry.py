@@ -63,7 +63,11 @@ def site(make_folder):
 def list_urls(path: Path, address: str, count: int = 12) -> Path:
     """Each picture once, with a caption; number 5 a second time, with another."""
     rows = [(number, f"picture {number}") for number in range(count)] + [(5, "picture 5 again")]
-    lines = [{"url": f"{address}/images/{n:04}.png", "caption": text} for n, text in rows]
+    lines = [
+        {"url": f"{address}/images/{n:04}.png", "caption": text, "license": f"cc-{row}"}
+        for row, (n, text) in enumerate(rows)
+    ]
+    lines[0]["page"] = "http://a.org/"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -72,7 +76,8 @@ def test_what_failed_is_fetched_again_alone_and_curate_takes_both(tmp_path, site
     address, handler = site
     table = list_urls(tmp_path / "urls.jsonl", address)
     handler.down = frozenset(f"/images/{number:04}.png" for number in (1, 4, 5, 10))
-    run("ingest", table, "--out", tmp_path / "raw", *ONCE, "--shard-rows", 5)
+    keep = ("--keep", "license,page")
+    run("ingest", table, "--out", tmp_path / "raw", *ONCE, "--shard-rows", 5, *keep)
     raw = Dataset.open(str(tmp_path / "raw"))
     assert raw.manifest.pictures == Account(13, 7, {"failed:http_404": 1, "failed:http_503": 5})
 
@@ -86,7 +91,8 @@ def test_what_failed_is_fetched_again_alone_and_curate_takes_both(tmp_path, site
     assert "http_5*" in again.manifest.lineage.config["retry"]
     ledger = again.attachment(0, "ledger").to_pylist()
     assert [row["source_row"] for row in ledger] == [1, 4, 5, 10, 12]
-    assert [row["captions"] for row in ledger][-1] == ["picture 5 again"]
+    assert ledger[-1]["captions"] == ["picture 5 again"]
+    assert ledger[-1]["extra"] == {"license": "cc-12", "page": None}
     assert list(verify(again)) == []
 
     run("curate", tmp_path / "raw", tmp_path / "raw-2", "--out", tmp_path / "pairs")
@@ -100,6 +106,8 @@ def test_what_failed_is_fetched_again_alone_and_curate_takes_both(tmp_path, site
     assert [row["uid"] for row in rows] == [
         uid_of_url(f"{address}/images/{number:04}.png") for number in numbers
     ]
+    licenses = [row["extra"]["license"] for row in rows]  # of the rows whose pictures are kept
+    assert licenses == [f"cc-{number}" for number in numbers]
     texts = [caption["text"] for caption in rows[2]["captions"]]
     assert texts == ["picture 6", "picture 5", "picture 5 again"]
 
