@@ -1,7 +1,6 @@
 """Pictures inside tables: a parquet or Arrow column of bytes, or of structs {bytes, path}."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -38,47 +37,61 @@ class TableFetcher:
         self._name = ""
         self._batches: Iterator[tuple[int, pa.Array]] = iter(())
         self._next_row = 0
-        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+        self._held: tuple[tuple[str, int, pa.Array], ...] = ()
+        """Table, first row and pictures; replaced and never changed, so looked at without the lock:
+        a thread that waited for it too long would find its row gone, and the table read again."""
 
     def __call__(self, location: str) -> bytes:
         name, _, row = location.rpartition("/")
         if name not in self._files or not row.isdecimal():
             raise FetchFault("failed:bad_path")
-        try:
+        picture = self._look_up(name, int(row))
+        if picture is None:
             with self._lock:
-                picture = self._picture(name, int(row))
-        except UNREADABLE:
-            self._name = ""
-            raise FetchFault("failed:unreadable_file") from None
+                picture = self._look_up(name, int(row))
+                if picture is None:
+                    picture = self._read_to(name, int(row))
         if not picture.is_valid:
             raise FetchFault("failed:missing_file")
         if len(picture.as_buffer()) > self._max_bytes:
             raise FetchFault("failed:too_large")
         return picture.as_py()
 
-    def _picture(self, name: str, row: int) -> pa.Scalar:
-        for first, pictures in self._held.items() if name == self._name else ():
-            if first <= row < first + len(pictures):
+    def _look_up(self, name: str, row: int) -> pa.Scalar | None:
+        for table, first, pictures in self._held:
+            if table == name and first <= row < first + len(pictures):
                 return pictures[row - first]
+        return None
+
+    def _read_to(self, name: str, row: int) -> pa.Scalar:
+        """Read on until the row is there. Raises FetchFault."""
         if name != self._name or row < self._next_row:
             self._open(name, row)
-        for first, pictures in self._batches:
-            self._next_row = first + len(pictures)
-            self._held[first] = pictures
-            while len(self._held) > 2 and sum(p.nbytes for p in self._held.values()) > _HELD_BYTES:
-                self._held.popitem(last=False)
-            if row < self._next_row:
-                return pictures[row - first]
+        try:
+            for first, pictures in self._batches:
+                self._next_row = first + len(pictures)
+                self._hold(first, pictures)
+                if row < self._next_row:
+                    return pictures[row - first]
+        except UNREADABLE:
+            self._name = ""
+            raise FetchFault("failed:unreadable_file") from None
         raise FetchFault("failed:missing_file")
 
     def _open(self, name: str, row: int) -> None:
-        self._held.clear()
         self._name, self._next_row = name, row  # what lies before it is not read
         file = self._files[name]
         self._batches = (
             (first, _bytes_of(batch.column(0)))
             for first, batch in arrow_batches(file, [self._column], row)
         )
+
+    def _hold(self, first: int, pictures: pa.Array) -> None:
+        held = (*self._held, (self._name, first, pictures))
+        sizes = [batch.nbytes for _, _, batch in held]
+        while len(sizes) > 2 and sum(sizes) > _HELD_BYTES:
+            sizes.pop(0)
+        self._held = held[-len(sizes) :]
 
 
 def _bytes_of(column: pa.Array) -> pa.Array:

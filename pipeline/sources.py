@@ -19,6 +19,7 @@ from pipeline.schemas import SLICE
 from pipeline.source_files import SourceFile, files_in, find, own_folder
 from pipeline.storage import Folder
 from pipeline.table_files import TABLE_FORMATS, is_table
+from pipeline.tars import TarSource, is_tar
 from pipeline.url_tables import SourceColumns, TableSource
 
 
@@ -27,7 +28,7 @@ class Source(Protocol):
 
     @property
     def locations(self) -> str:
-        """What its locations are: `url`, `file` or `row` of a table."""
+        """What its locations are: `url`, `file`, `row` of a table or `member` of a tar."""
         ...
 
     @property
@@ -54,9 +55,10 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
 
     Args:
         location: a path or URI of a table (.parquet, .arrow, .csv, .tsv, .jsonl; the last three
-            also with .gz or .zst), of several by wildcards, or of a folder: with tables
-            (`pairs.jsonl`, or else all there are), or a local one of pictures with captions beside
-            them (`cat.jpg` and `cat.txt`, a caption a line); or of one annotation file (.json).
+            also with .gz or .zst) or a WebDataset tar, of several by wildcards, or of a folder:
+            with tables (`pairs.jsonl`, or else all there are) or tars, or a local one of pictures
+            with captions beside them (`cat.jpg` and `cat.txt`, a caption a line); or of one
+            annotation file (.json).
         columns: which columns of a table to read.
         picture_folder: where the pictures lie that a table or an annotation file lists; by default
             its folder.
@@ -73,14 +75,22 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
         if columns.kept:
             raise ConfigError(f"keep: {location} is a folder of pictures, which has no columns")
         return FolderSource(Path(found.path))
+    if all(map(is_tar, files)):
+        if pictures:
+            raise ConfigError(
+                f"picture_folder: {pictures} is not used, {files[0]} has the pictures"
+            )
+        return TarSource(files, columns.kept, columns.caption_column)
     if len(files) == 1 and files[0].format == ".json":
         return AnnotationSource(files[0], pictures or own_folder(files), columns.kept)
     for file in files:
         if file.format == ".json":
             raise ConfigError(f"{file}: is '.json', which is read alone; name one")
+        if is_tar(file):
+            raise ConfigError(f"{file}: is a tar, and others here are none; name the ones meant")
         if not is_table(file):
             raise ConfigError(
-                f"{file}: is {file.ending!r}; one of {TABLE_FORMATS}, .json is needed"
+                f"{file}: is {file.ending!r}; one of {TABLE_FORMATS}, .tar, .json is needed"
             )
     return TableSource(files, columns, pictures)
 
@@ -93,8 +103,8 @@ def _local_folder(location: str) -> Path:
 
 
 def _tables(folder: Folder) -> list[SourceFile]:
-    """The tables that a folder is read as: `pairs.jsonl`, or else all, of one format."""
-    tables = [file for file in files_in(folder) if is_table(file)]
+    """The tables that a folder is read as, or tars: `pairs.jsonl`, or all, of one format."""
+    tables = [file for file in files_in(folder) if is_table(file) or is_tar(file)]
     formats = sorted({file.format for file in tables})
     if named := [file for file in tables if file.name == "pairs.jsonl"]:
         return named
