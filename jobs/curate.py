@@ -18,10 +18,11 @@ from pipeline.curate import SplitConfig, gather
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
+from pipeline.extra import extra_of, united_type, widened
 from pipeline.hashes import hash_shard
 from pipeline.lineage import Lineage
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
-from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH
+from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH, with_extra
 from pipeline.shard import ShardRecord, commit_table
 from pipeline.storage import Folder
 
@@ -54,7 +55,7 @@ class Curate:
         folder = Folder.at(self.out)
         config = asdict(self.plan) | asdict(self.split)
         lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
-        draft = Draft.begin(folder, "pairs", PAIRS, lineage)
+        draft = Draft.begin(folder, "pairs", with_extra(PAIRS, inputs.extra), lineage)
         if published := draft.whole():
             return published
         with running(self, draft) as log, session(self.cluster):
@@ -107,6 +108,15 @@ class Inputs:
     def shards(self) -> list[tuple[Dataset, int]]:
         return [(dataset, number) for dataset in self.datasets for number in dataset.records]
 
+    @cached_property
+    def extra(self) -> pa.StructType | None:
+        """The type of `extra` that holds what any of them kept of its source."""
+        return united_type((str(raw.folder), extra_of(raw)) for raw in self.datasets)
+
+    def rows(self, number: int) -> pa.Table:
+        """The rows of one input shard, with that `extra`."""
+        return widened(self.open(number).table, self.extra)
+
     def tasks(self) -> list[Task]:
         return [Task(number, self.record(number).entry.rows) for number in range(len(self.shards))]
 
@@ -156,7 +166,7 @@ def _gather_worker(
 
     def work(task: Task) -> ShardRecord:
         rows = rows_of_shard(table, task.number)
-        curated = gather(rows, lambda n: inputs.open(n).table, split, inputs.is_down)
+        curated = gather(rows, inputs.rows, split, inputs.is_down, inputs.extra)
         return commit_table(
             out,
             task.number,

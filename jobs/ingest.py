@@ -1,9 +1,9 @@
 """`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,31 +16,45 @@ from pipeline.dataset import Dataset
 from pipeline.download import download
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
-from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher, HttpFetcher
+from pipeline.fetch import FetchConfig, Fetcher
 from pipeline.lineage import Lineage, Parent
 from pipeline.pictures import PictureConfig
-from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SOURCE
+from pipeline.retry import RetrySource
+from pipeline.schemas import RAW, ROWS_PER_BATCH, SLICE, with_extra
 from pipeline.shard import ShardRecord, commit_table, new_shard
 from pipeline.sources import Source, cut, num_captions, open_source
 from pipeline.storage import Folder
 from pipeline.url_tables import SourceColumns
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingest:
     """Fetch or read the pictures of a source into `raw`, with a ledger of every row.
 
-    SOURCE is a table of URLs or files and captions (.parquet, .csv, .tsv, .jsonl; the last three
-    also .gz or .zst), many of them by wildcards in quotes ('urls/*.parquet') or as a folder, in the
-    order of their names, of any size, also on s3:// or gs://; a folder of pictures with captions
+    SOURCE is a table of URLs or files and captions (.parquet, .arrow, .csv, .tsv, .jsonl; the last
+    three also .gz or .zst), or of the pictures themselves (.parquet, .arrow), many of them by
+    wildcards in quotes ('urls/*.parquet') or as a folder, in the order of their names, of any size,
+    also on s3:// or gs://; WebDataset tars, in the same ways; a folder of pictures with captions
     beside them (cat.jpg and cat.txt); or one captions JSON of COCO or in Karpathy's format.
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """What to read: a path or URI, also with wildcards."""
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
+    """What to read: a path or URI, also with wildcards. With --retry it only says where
+    pictures that have no URLs lie."""
 
     out: str
     """Folder or URI of the dataset `raw` to make; a job that was stopped goes on there."""
+
+    retry: str | None = None
+    """An earlier dataset `raw`: fetch again what failed there, and nothing else, into OUT. Then
+    give both to curate."""
+
+    retry_classes: tuple[str, ...] = ()
+    """With --retry, which outcomes of its ledger: `http_404`, `http_5*`, `dropped:too_many_pixels`,
+    `*` in quotes for all. By default those that may pass: dns, refused, timeout, tls, connection,
+    truncated, http_408, http_425, http_429, http_5*, deadline, internal."""
 
     picture_folder: str | None = None
     """Folder of the pictures that SOURCE lists as files; by default the one it lies in itself."""
@@ -57,22 +71,15 @@ class Ingest:
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows: {self.shard_rows} is not positive")
+        if self.retry_classes and not self.retry:
+            raise ConfigError("retry_classes: are those of --retry, which is not given")
 
     def run(self) -> Dataset:
         """Make the dataset, or go on with it."""
-        source = open_source(self.source, self.columns, self.picture_folder)
+        source = self._source()
         folder = Folder.at(self.out)
-        lineage = Lineage(
-            "ingest",
-            {
-                "shard_rows": self.shard_rows,
-                "max_download_bytes": self.fetch.max_download_bytes,
-                "ignore_opt_out": self.fetch.ignore_opt_out,
-                **asdict(self.picture),
-            },
-            (Parent("source", source.digest()),),
-        )
-        draft = Draft.begin(folder, "raw", RAW, lineage)
+        lineage = self._lineage(source)
+        draft = Draft.begin(folder, "raw", with_extra(RAW, source.extra), lineage)
         if published := draft.whole():
             (folder / ".work").remove()  # a kill may have come before the removal below
             return published
@@ -83,18 +90,52 @@ class Ingest:
                 for r in slices.manifest.records
             ]
             make_worker = partial(
-                _worker, slices, folder, self.picture, self.fetch, source.folder, self.shard_rows
+                _worker, slices, folder, self.picture, self.fetch, source.open_fetcher
             )
             with session(self.cluster):
                 raw = build(draft, tasks, make_worker, self.pool, log, phase="fetch")
             (folder / ".work").remove()  # the ledger holds all that was in it
             return raw
 
+    def _source(self) -> Source:
+        given = None
+        if self.source:
+            given = open_source(self.source, self.columns, self.picture_folder)
+        if self.retry:
+            return self._retried(Dataset.open(self.retry, "raw"), given)
+        if given is None:
+            raise ConfigError("source: name what to read, or with --retry an earlier raw")
+        return given
+
+    def _retried(self, raw: Dataset, given: Source | None) -> Source:
+        if lost := sum(raw.manifest.set_aside.values()):
+            logger.warning("not retried, for no ledger has them: set_aside=%d", lost)
+        earlier = raw.manifest.lineage.config
+        for name, value in asdict(self.picture).items():
+            if earlier.get(name) != value:
+                logger.warning("otherwise than in raw: %s=%s then=%s", name, value, earlier[name])
+        return RetrySource(raw, self.retry_classes, given)
+
+    def _lineage(self, source: Source) -> Lineage:
+        config = {
+            "shard_rows": self.shard_rows,
+            "max_download_bytes": self.fetch.max_download_bytes,
+            "ignore_opt_out": self.fetch.ignore_opt_out,
+            "locations": source.locations,
+            **asdict(self.picture),
+        }
+        if isinstance(source, RetrySource):
+            config["retry"] = sorted(source.classes)
+        parent = Parent("raw" if self.retry else "source", source.digest())
+        return Lineage("ingest", config, (parent,))
+
 
 def _slices(source: Source, folder: Folder, lineage: Lineage, rows: int, log: RunLog) -> Dataset:
     """The source cut into slices, each the input of one shard; made once, then found again."""
     lineage = Lineage("cut", {"shard_rows": rows}, lineage.parents)
-    draft = Draft.begin(folder / ".work" / "source", "source", SOURCE, lineage)
+    draft = Draft.begin(
+        folder / ".work" / "source", "source", with_extra(SLICE, source.extra), lineage
+    )
     if published := draft.whole():
         return published
     with log.phase("cut") as entry:
@@ -119,20 +160,18 @@ def _worker(
     out: Folder,
     picture: PictureConfig,
     fetch: FetchConfig,
-    folder: Path | None,
-    shard_rows: int,
+    open_fetcher: Callable[[FetchConfig], Fetcher],
 ) -> Callable[[Task], ShardRecord]:
     """Runs in the worker: one fetcher, kept from shard to shard."""
-    fetcher: Fetcher = (
-        FolderFetcher(folder, fetch.max_download_bytes) if folder else HttpFetcher(fetch)
-    )
+    fetcher = open_fetcher(fetch)
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
-        got = download(slice_, task.number * shard_rows, fetcher, picture, threads=fetch.threads)
+        got = download(slice_, fetcher, picture, threads=fetch.threads)
         with new_shard(out, task.number) as shard:
-            shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)
-            shard.open(LEDGER, ROWS_PER_BATCH["ledger"], attachment="ledger").write(got.ledger)
+            shard.open(got.raw.schema, ROWS_PER_BATCH["raw"]).write(got.raw)
+            ledger = shard.open(got.ledger.schema, ROWS_PER_BATCH["ledger"], attachment="ledger")
+            ledger.write(got.ledger)
             return shard.commit(pictures=got.pictures, captions=got.captions)
 
     return work

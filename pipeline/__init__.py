@@ -6,7 +6,10 @@ data flows:
 
     sources     what a location holds, as pairs in a fixed order
     source_files, source_rows   the files that a location names; their cells as pairs
+    table_files, extra  cells of tables in all formats; further columns, carried along
     url_tables, annotations, picture_folders    the kinds of source
+    picture_tables, tars    pictures that lie in a table or a tar
+    retry       what failed in an earlier raw, as a source
     guard       which addresses a worker may reach, and until when
     manners     what servers may ask of a worker: turns, waits, opt-outs
     fetch       the one place where bytes enter a worker

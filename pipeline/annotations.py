@@ -5,19 +5,26 @@ The whole JSON is in memory while it is read: they are of a few hundred megabyte
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, first_line
+from pipeline.extra import extra_column, text_fields
+from pipeline.fetch import FetchConfig, Fetcher
+from pipeline.picture_folders import folder_fetcher
 from pipeline.source_files import SourceFile
 from pipeline.source_rows import source_rows
 from pipeline.uids import uid_of
 
 _ROWS = 8192
 """Pictures a table."""
+
+
+_Pair = tuple[str, list[str], dict[str, Any]]
+"""Path, captions, and the entry of `images` that they are of."""
 
 
 class AnnotationSource:
@@ -28,26 +35,41 @@ class AnnotationSource:
     the folder of its `filename`, where there is one; his `split` is left alone: curate splits.
     """
 
-    def __init__(self, file: SourceFile, folder: Path) -> None:
+    locations = "file"
+
+    def __init__(self, file: SourceFile, folder: Path, keep: tuple[str, ...] = ()) -> None:
         """Name the files; nothing is read yet.
 
         Args:
             file: the JSON.
             folder: in which the pictures lie.
+            keep: further fields of each picture to carry along.
         """
         self.file = file
         self.folder = folder
+        self.extra = text_fields(keep)
+
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        return folder_fetcher(self.folder)
 
     def digest(self) -> str:
-        return hashlib.sha256(f"annotations {self.file.digest()}".encode()).hexdigest()
+        read_as = " ".join(["annotations", *(field.name for field in self.extra or ())])
+        return hashlib.sha256(f"{read_as} {self.file.digest()}".encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:
         pairs = self._pairs()
         for start in range(0, len(pairs), _ROWS):
-            paths, captions = zip(*pairs[start : start + _ROWS], strict=True)
-            yield source_rows(list(paths), list(captions), uid_of)
+            paths, captions, images = zip(*pairs[start : start + _ROWS], strict=True)
+            yield source_rows(paths, captions, uid_of, self._extra(images))
 
-    def _pairs(self) -> list[tuple[str, list[str]]]:
+    def _extra(self, images: Sequence[dict[str, Any]]) -> pa.StructArray | None:
+        if self.extra is None:
+            return None
+        names = [field.name for field in self.extra]
+        return extra_column({n: [image.get(n) for image in images] for n in names}, self.extra)
+
+    def _pairs(self) -> list[_Pair]:
         """The path in the picture folder and the captions of each picture."""
         try:
             with self.file.stream() as stream:
@@ -55,9 +77,12 @@ class AnnotationSource:
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self.file}: cannot be read: {first_line(error)}") from error
         try:
-            if "annotations" in _of(dict, content, "the file"):
-                return _coco(content)
-            return _karpathy(content)
+            coco = "annotations" in _of(dict, content, "the file")
+            pairs = _coco(content) if coco else _karpathy(content)
+            for field in self.extra or ():
+                if pairs and not any(field.name in image for _, _, image in pairs):
+                    raise _Malformed(f"no picture has the field {field.name!r}")
+            return pairs
         except _Malformed as error:
             raise ConfigError(
                 f"{self.file}: {error}; COCO captions or Karpathy's format is needed"
@@ -68,10 +93,10 @@ class _Malformed(Exception):
     """What is wrong, and where."""
 
 
-def _coco(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _coco(content: dict[str, Any]) -> list[_Pair]:
     captions: dict[int, list[str]] = {}
-    paths = []
-    for number, image in enumerate(_list(content, "images", "the file")):
+    paths, images = [], _list(content, "images", "the file")
+    for number, image in enumerate(images):
         where = f"images[{number}]"
         paths.append(_get(str, image, "file_name", where))
         key = _get(int, image, "id", where)
@@ -84,10 +109,10 @@ def _coco(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
         if key not in captions:
             raise _Malformed(f"{where}: no picture has the id {key}")
         captions[key].append(_text(annotation, "caption", where))
-    return list(zip(paths, captions.values(), strict=True))
+    return list(zip(paths, captions.values(), images, strict=True))
 
 
-def _karpathy(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _karpathy(content: dict[str, Any]) -> list[_Pair]:
     pairs = []
     for number, image in enumerate(_list(content, "images", "the file")):
         where = f"images[{number}]"
@@ -98,7 +123,7 @@ def _karpathy(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
             _text(sentence, "raw", f"{where}.sentences[{n}]")
             for n, sentence in enumerate(sentences)
         ]
-        pairs.append((str(PurePosixPath(below) / name), captions))
+        pairs.append((str(PurePosixPath(below) / name), captions, image))
     return pairs
 
 

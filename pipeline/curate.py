@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.accounting import Account
 from pipeline.captions import Caption, judge, unite
 from pipeline.errors import ConfigError
-from pipeline.schemas import KEPT, PAIRS, RAW, TAKEN_DOWN
+from pipeline.schemas import KEPT, PAIRS, RAW, TAKEN_DOWN, with_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,7 @@ def gather(
     open_input: Callable[[int], pa.Table],
     split: SplitConfig,
     is_down: Callable[[int, bytes], bool] = lambda number, uid: False,
+    extra: pa.StructType | None = None,
 ) -> Curated:
     """Make one output shard.
 
@@ -73,10 +74,12 @@ def gather(
         split: see there.
         is_down: whether a uid was taken down from an input shard after the plan was made. Copies of
             a kept picture that is down go with it.
+        extra: the type of the inputs' column `extra`, where they have one. That of the kept picture
+            stays; of those united with it the captions alone.
     """
     tables = {number: open_input(number) for number in set(plan.column("input_shard").to_pylist())}
     groups = _groups(plan, is_down)
-    incoming = _take(plan, tables, ["captions"]).column("captions").to_pylist()
+    incoming = _take(plan, tables, RAW, ["captions"]).column("captions").to_pylist()
     outcomes: list[str] = []
     captions: list[list[Caption]] = []
     dropped: Counter[str] = Counter()
@@ -94,14 +97,15 @@ def gather(
             dropped["duplicate"] += num_equal
 
     kept = plan.filter(pa.array([outcome == KEPT for outcome in outcomes], pa.bool_()))
-    pairs = _take(kept, tables, RAW.names)
-    columns = {name: pairs.column(name) for name in RAW.names}
+    raw = with_extra(RAW, extra)
+    pairs = _take(kept, tables, raw, raw.names)
+    columns = {name: pairs.column(name) for name in raw.names}
     columns["captions"] = pa.array(captions, RAW.field("captions").type)
     pixels = kept.column("pixels").to_pylist()
     columns["split"] = pa.array([split_of(digest, split) for digest in pixels], pa.string())
     judged = Account.of(caption["status"] for united in captions for caption in united)
     return Curated(
-        pairs=pa.table(columns, schema=PAIRS),
+        pairs=pa.table(columns, schema=with_extra(PAIRS, extra)),
         pictures=Account.of(outcomes),
         captions=Account.total([judged, Account.all_dropped(dropped)]),
     )
@@ -125,12 +129,14 @@ def _groups(
         )
 
 
-def _take(plan: pa.Table, tables: Mapping[int, pa.Table], columns: list[str]) -> pa.Table:
+def _take(
+    plan: pa.Table, tables: Mapping[int, pa.Table], raw: pa.Schema, columns: list[str]
+) -> pa.Table:
     """The input rows that the plan names, in its order; nothing else is copied."""
     inputs = plan.column("input_shard").to_numpy()
     rows = plan.column("input_row").to_numpy()
     order = np.argsort(inputs, kind="stable")
-    parts = [RAW.empty_table().select(columns)]
+    parts = [raw.empty_table().select(columns)]
     for number in np.unique(inputs).tolist():
         wanted = pa.array(rows[order][inputs[order] == number], pa.int64())
         parts.append(tables[number].select(columns).take(wanted))

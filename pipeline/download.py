@@ -21,7 +21,7 @@ from pipeline.accounting import Account
 from pipeline.captions import web_caption
 from pipeline.fetch import Fetcher, FetchFault
 from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
-from pipeline.schemas import KEPT, LEDGER, RAW
+from pipeline.schemas import EXTRA, KEPT, LEDGER, RAW, extra_type, with_extra
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +43,12 @@ class Downloaded:
 
 
 def download(
-    slice_: pa.Table, first_row: int, fetch: Fetcher, config: PictureConfig, *, threads: int
+    slice_: pa.Table, fetch: Fetcher, config: PictureConfig, *, threads: int
 ) -> Downloaded:
     """Fetch, decode and reduce the pictures of one slice.
 
     Args:
-        slice_: `schemas.SOURCE`.
-        first_row: number of the slice's first row in the source.
+        slice_: `schemas.SLICE`, also with the column `extra`, which then both tables have.
         fetch: gets the bytes behind a location.
         config: how pictures are stored.
         threads: fetches at once.
@@ -63,7 +62,7 @@ def download(
     kept = [row for row, outcome in enumerate(outcomes) if outcome == KEPT]
     return Downloaded(
         raw=_raw_table(slice_.take(pa.array(kept, pa.int64())), [arrived[row] for row in kept]),
-        ledger=_ledger_table(slice_, first_row, outcomes),
+        ledger=_ledger_table(slice_, outcomes),
         pictures=Account.of(outcomes),
         captions=Account.of(
             outcome if outcome == KEPT else f"picture:{outcome}"
@@ -160,6 +159,8 @@ def _raw_table(rows: pa.Table, pictures: list[StoredPicture]) -> pa.Table:
     captions = [
         [web_caption(text) for text in texts] for texts in rows.column("captions").to_pylist()
     ]
+    kind = extra_type(rows.schema)
+    extra = {} if kind is None else {EXTRA: rows.column(EXTRA)}
     return pa.table(
         {
             "uid": rows.column("uid"),
@@ -170,12 +171,13 @@ def _raw_table(rows: pa.Table, pictures: list[StoredPicture]) -> pa.Table:
             "original_width_px": [picture.original_size_px[0] for picture in pictures],
             "original_height_px": [picture.original_size_px[1] for picture in pictures],
             "captions": captions,
+            **extra,
         },
-        schema=RAW,
+        schema=with_extra(RAW, kind),
     )
 
 
-def _ledger_table(slice_: pa.Table, first_row: int, outcomes: list[str]) -> pa.Table:
-    rows = range(first_row, first_row + slice_.num_rows)
+def _ledger_table(slice_: pa.Table, outcomes: list[str]) -> pa.Table:
     columns = {name: slice_.column(name) for name in slice_.schema.names}
-    return pa.table({**columns, "source_row": rows, "outcome": outcomes}, schema=LEDGER)
+    schema = with_extra(LEDGER, extra_type(slice_.schema))
+    return pa.table({**columns, "outcome": outcomes}, schema=schema)

@@ -1,36 +1,40 @@
 """Folders of pictures, each with its captions in a text file of the same name."""
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.source_rows import source_rows
+from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher
+from pipeline.source_rows import rows_digest, source_rows
 from pipeline.uids import uid_of
 
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 class FolderSource:
     """A folder tree of pictures: `cat.jpg` has its captions in `cat.txt`, a caption a line."""
 
+    locations = "file"
+    extra = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_SUFFIXES
+            path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES
         )
         if not self._files:
             raise ConfigError(f"{folder}: holds neither tables nor pictures")
 
+    @property
+    def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
+        return folder_fetcher(self.folder)
+
     def digest(self) -> str:
-        sha = hashlib.sha256()
-        for table in self.tables():
-            sha.update(json.dumps(table.drop_columns("uid").to_pylist()).encode())
-        return sha.hexdigest()
+        return rows_digest(self.tables())
 
     def tables(self) -> Iterator[pa.Table]:
         for start in range(0, len(self._files), 1024):
@@ -39,6 +43,15 @@ class FolderSource:
             names = [os.fsencode(path.relative_to(self.folder).as_posix()) for path in files]
             paths = [name.decode(errors="replace") for name in names]
             yield source_rows(paths, [_captions_beside(path) for path in files], uid_of)
+
+
+def folder_fetcher(folder: Path) -> Callable[[FetchConfig], Fetcher]:
+    """What makes the fetcher of files below a folder."""
+    return partial(_fetcher, folder)
+
+
+def _fetcher(folder: Path, config: FetchConfig) -> Fetcher:
+    return FolderFetcher(folder, config.max_download_bytes)
 
 
 def _captions_beside(picture: Path) -> list[str]:

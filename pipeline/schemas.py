@@ -27,12 +27,15 @@ SOURCE = pa.schema(
         ("captions", pa.list_(pa.string())),
     ]
 )
+"""What a source says of each picture."""
+
+SLICE = pa.schema([*SOURCE, ("source_row", pa.int64())])
 """What ingest cuts a source into before it fetches anything; gone once `raw` is published."""
 
 RAW = pa.schema(_PICTURE)
 """Pictures that arrived."""
 
-LEDGER = pa.schema([*SOURCE, ("source_row", pa.int64()), ("outcome", pa.string())])
+LEDGER = pa.schema([*SLICE, ("outcome", pa.string())])
 """Every row of the source with its outcome; beside each shard of `raw`."""
 
 HASHES = pa.schema(
@@ -61,6 +64,20 @@ PLAN = pa.schema(
 """Where each input row goes; sorted by output shard and row, the rows that go nowhere last."""
 
 PAIRS = pa.schema([*_PICTURE, ("split", pa.string())])
+
+EXTRA = "extra"
+"""The column of what was kept of a source's further columns; absent where nothing was."""
+
+
+def with_extra(schema: pa.Schema, kind: pa.StructType | None) -> pa.Schema:
+    """A schema with the column `extra` of this type at its end, or as it is where there is none."""
+    return schema if kind is None else schema.append(pa.field(EXTRA, kind))
+
+
+def extra_type(schema: pa.Schema) -> pa.StructType | None:
+    """The type of the column `extra`, or None where there is none."""
+    return schema.field(EXTRA).type if EXTRA in schema.names else None
+
 
 ROWS_PER_BATCH = {
     "source": 1024,

@@ -8,6 +8,7 @@ import hashlib
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -59,6 +60,12 @@ class SourceFile:
     def random_access(self) -> pa.NativeFile:
         """The bytes as they are stored, anywhere in them."""
         return self.folder.fs.open_input_file(f"{self.folder.path}/{self.name}")
+
+    def mapped(self) -> pa.NativeFile:
+        """The same, mapped into memory where the file is local."""
+        if self.folder.is_local:
+            return pa.memory_map(f"{self.folder.path}/{self.name}")
+        return self.random_access()
 
     def digest(self) -> str:
         """SHA-256 of the content, in hexadecimal: the same however it is compressed.
@@ -117,6 +124,16 @@ def own_folder(files: list[SourceFile]) -> Path:
         why = "so do others in another folder" if len(folders) > 1 else "lies in no local folder"
         raise ConfigError(f"{files[0]}: lists files, and {why}: a picture_folder is needed")
     return Path(folders.pop())
+
+
+def relative_names(files: Sequence[SourceFile]) -> list[str]:
+    """Each file's path below the deepest folder that all of them are in, its parts with slashes."""
+    folders = [file.folder.path for file in files]
+    common = posixpath.commonpath(folders)
+    return [
+        posixpath.relpath(f"{folder}/{file.name}", common)
+        for folder, file in zip(folders, files, strict=True)
+    ]
 
 
 def _file(fs: pafs.FileSystem, path: str) -> SourceFile:

@@ -1,15 +1,20 @@
 """Rows of `schemas.SOURCE` out of cells of whatever type they came in."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.schemas import SOURCE
+from pipeline.schemas import EXTRA, SOURCE
 
 
 def source_rows(
-    locations: list[str], captions: list[list[str]], uid: Callable[[str], bytes]
+    locations: Sequence[str],
+    captions: Sequence[list[str]],
+    uid: Callable[[str], bytes],
+    extra: pa.StructArray | None = None,
 ) -> pa.Table:
     """One table of `schemas.SOURCE`.
 
@@ -17,8 +22,9 @@ def source_rows(
         locations: URLs, or paths in the source.
         captions: of each location.
         uid: names a picture by its location.
+        extra: what was kept of further columns; the table then has the column `extra`.
     """
-    return pa.table(
+    table = pa.table(
         {
             "uid": pa.array([uid(location) for location in locations], SOURCE.field("uid").type),
             "url": pa.array(locations, pa.string()),
@@ -26,6 +32,15 @@ def source_rows(
         },
         schema=SOURCE,
     )
+    return table if extra is None else table.append_column(EXTRA, extra)
+
+
+def rows_digest(tables: Iterable[pa.Table]) -> str:
+    """SHA-256 of what rows say, for sources whose files hold the pictures too."""
+    sha = hashlib.sha256()
+    for table in tables:
+        sha.update(json.dumps(table.drop_columns("uid").to_pylist()).encode())
+    return sha.hexdigest()
 
 
 def caption_list(cell: Any) -> list[str]:
@@ -36,9 +51,9 @@ def caption_list(cell: Any) -> list[str]:
 
 
 def text(cell: Any) -> str:
-    """A cell as text: null is empty, and bytes that are no UTF-8 are replaced."""
+    """A cell as text: null is empty, and what UTF-8 cannot say is replaced."""
     if cell is None:
         return ""
     if isinstance(cell, bytes):
         return cell.decode("utf-8", errors="replace")
-    return str(cell)
+    return str(cell).encode(errors="replace").decode()  # JSON can write half of a surrogate pair

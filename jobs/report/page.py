@@ -65,10 +65,12 @@ def render(contents: Contents, gallery: Gallery) -> str:
 def _facts(contents: Contents) -> Iterator[tuple[str, str, str]]:
     """The few numbers that stand at the head: what, how much, and of what."""
     by_kind = {stage.kind: stage for stage in contents.stages}
-    raws = [stage.pictures for stage in contents.stages if stage.kind == "raw"]
+    raws = [stage for stage in contents.stages if stage.kind == "raw"]
     if raws:
-        fetched = Account.total(raws)
-        yield "Pictures fetched", f"{fetched.num_kept:,}", f"of {fetched.num_in:,} asked for"
+        again = _retries(contents.made)
+        fetched = sum(stage.pictures.num_kept for stage in raws)
+        asked = sum(stage.pictures.num_in for stage in raws if stage.name not in again)
+        yield "Pictures fetched", f"{fetched:,}", f"of {asked:,} asked for"
     if pairs := by_kind.get("pairs"):
         captions = pairs.captions.num_kept if pairs.captions else 0
         yield "Pairs", f"{pairs.pictures.num_kept:,}", f"with {captions:,} captions"
@@ -82,6 +84,13 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str, str]]:
     total = sum(step.seconds for step in contents.steps)
     if total:
         yield "Time", duration(total), f"in {len(contents.steps)} commands"
+
+
+def _retries(made: Sequence[Made]) -> set[str]:
+    """Names of raws that fetched again what another one here had lost: no further pictures."""
+    raws = [m for m in made if m.kind == "raw"]
+    digests = {raw.digest for raw in raws}
+    return {r.name for r in raws if any(p.digest in digests for p in r.lineage.parents)}
 
 
 # The funnel

@@ -11,9 +11,9 @@ from PIL import Image
 import pipeline.download
 from pipeline.accounting import Account
 from pipeline.download import Downloaded, download
-from pipeline.fetch import FetchFault, FolderFetcher
+from pipeline.fetch import FetchConfig, FetchFault
 from pipeline.pictures import PictureConfig, store
-from pipeline.schemas import KEPT, LEDGER, RAW, SOURCE
+from pipeline.schemas import KEPT, LEDGER, RAW, SLICE
 from pipeline.sources import SourceColumns, cut, open_source
 
 FIRST_ROW = 4096
@@ -26,8 +26,9 @@ def slice_of(count: int) -> pa.Table:
             "uid": [row.to_bytes(16, "big") for row in range(count)],
             "url": [str(row) for row in range(count)],
             "captions": [[f"{row}.{n}" for n in range(row % 3)] for row in range(count)],
+            "source_row": range(FIRST_ROW, FIRST_ROW + count),
         },
-        schema=SOURCE,
+        schema=SLICE,
     )
 
 
@@ -38,7 +39,7 @@ def picture(encode, noise):
 
 
 def run(slice_: pa.Table, fetch, config=None, *, threads: int = 4) -> Downloaded:
-    return download(slice_, FIRST_ROW, fetch, config or PictureConfig(), threads=threads)
+    return download(slice_, fetch, config or PictureConfig(), threads=threads)
 
 
 def check(got: Downloaded, slice_: pa.Table, outcomes: list[str]) -> None:
@@ -47,8 +48,7 @@ def check(got: Downloaded, slice_: pa.Table, outcomes: list[str]) -> None:
     assert got.raw.schema.equals(RAW)
     rows = slice_.to_pylist()
     assert got.ledger.to_pylist() == [
-        {**row, "source_row": FIRST_ROW + number, "outcome": outcome}
-        for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True))
+        {**row, "outcome": outcome} for row, outcome in zip(rows, outcomes, strict=True)
     ]
     kept = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome == KEPT]
     assert got.raw.column("uid").to_pylist() == [row["uid"] for row in kept]
@@ -221,12 +221,9 @@ def test_a_folder_comes_through_whole(tmp_path, noise):
     (tmp_path / "3.png").write_bytes(b"no picture")
     (tmp_path / "5.jpg").mkdir()
     source = open_source(str(tmp_path), SourceColumns())
-    fetch = FolderFetcher(source.folder, max_bytes=1 << 20)
+    fetch = source.open_fetcher(FetchConfig())
     slices = list(cut(source.tables(), 4))
-    got = [
-        download(slice_, first, fetch, PictureConfig(), threads=2)
-        for first, slice_ in zip((0, 4), slices, strict=True)
-    ]
+    got = [download(slice_, fetch, PictureConfig(), threads=2) for slice_ in slices]
     assert [row for g in got for row in g.ledger.column("outcome").to_pylist()] == [
         *[KEPT] * 3,
         "failed:not_a_picture",

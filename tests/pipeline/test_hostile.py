@@ -22,7 +22,7 @@ import trustme
 from pipeline.download import download
 from pipeline.fetch import FetchConfig, HttpFetcher
 from pipeline.pictures import PictureConfig
-from pipeline.schemas import SOURCE
+from pipeline.schemas import SLICE
 
 FETCH = FetchConfig(
     timeout_s=1.0, total_timeout_s=2.0, max_download_bytes=1 << 20, retries=1, per_host=32
@@ -279,11 +279,10 @@ def test_each_row_of_a_hostile_web_ends_with_its_outcome_in_time(web, hostile):
         "uid": [number.to_bytes(16, "big") for number in range(len(urls))],
         "url": urls,
         "captions": [["a caption"]] * len(urls),
+        "source_row": range(len(urls)),
     }
     begun = time.monotonic()
-    got = download(
-        pa.table(columns, schema=SOURCE), 0, HttpFetcher(FETCH), PictureConfig(), threads=32
-    )
+    got = download(pa.table(columns, schema=SLICE), HttpFetcher(FETCH), PictureConfig(), threads=32)
     seconds = time.monotonic() - begun
     outcomes = got.ledger.column("outcome").to_pylist()
     expected = [w if w == "kept" or ":" in w else f"failed:{w}" for _, w in rows]

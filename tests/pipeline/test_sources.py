@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.schemas import SOURCE
+from pipeline.schemas import SLICE, SOURCE
 from pipeline.sources import SourceColumns, cut, num_captions, open_source
 from pipeline.uids import uid_of, uid_of_url
 
@@ -72,7 +72,7 @@ def test_one_content_is_one_source_in_every_format(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", TABLES)
 def test_a_table_of_many_blocks_comes_through_whole(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("pipeline.url_tables._BLOCK_BYTES", 500)
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 500)
     captions = [f"{number}\n{'line' * (number % 7)}\n" for number in range(200)]
     path = write(tmp_path / f"t{suffix}", {"url": urls(200), "caption": captions})
     assert [row["captions"] for row in rows_of(path)] == [[caption] for caption in captions]
@@ -196,7 +196,9 @@ def test_a_home_that_is_not_there_is_an_error_of_the_user():
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"PK")
-    with pytest.raises(ConfigError, match=r"t\.xlsx: is '\.xlsx'; one of \.parquet, \.csv"):
+    with pytest.raises(
+        ConfigError, match=r"t\.xlsx: is '\.xlsx'; one of \.parquet, \.arrow, \.csv"
+    ):
         open_source(str(tmp_path / "t.xlsx"), PLAIN)
 
 
@@ -219,8 +221,7 @@ MALFORMED = {
     "cut.jsonl": (GOOD_LINE + '{"url": "v", "capt').encode(),
     "number.jsonl": (GOOD_LINE + "5\n").encode(),
     "list.jsonl": ('["url", "caption"]\n' + GOOD_LINE).encode(),
-    "kinds.jsonl": (GOOD_LINE + '{"url": 5, "caption": "b"}\n').encode(),
-    "surrogate.jsonl": (GOOD_LINE + '{"url": "v", "caption": "\\ud800"}\n').encode(),
+    "deep.jsonl": (GOOD_LINE + "[" * 100_000 + "\n").encode(),
     "empty.csv": b"",
     "ragged.csv": b"url,caption\nu,a,b\n",
     "late.csv": b"url,caption\n" + b"u,a\n" * 500_000 + b"v\n",
@@ -229,7 +230,27 @@ MALFORMED = {
     "cut.parquet": GOOD_PARQUET[: len(GOOD_PARQUET) // 2],
     "footer.parquet": overwritten(GOOD_PARQUET, FOOTER),
     "pages.parquet": overwritten(GOOD_PARQUET, 4),
+    "empty.arrow": b"",
+    "text.arrow": b"no table at all " * 10,
 }
+
+
+def test_odd_cells_of_a_jsonl_lose_no_row(tmp_path):
+    path = tmp_path / "t.jsonl"
+    lines = ['{"url": 5, "caption": {"a": 1}}', '{"url": "v", "caption": ["\\ud800", null, 2.5]}']
+    path.write_text("\n".join(lines))
+    assert [(row["url"], row["captions"]) for row in rows_of(path)] == [
+        ("5", ["{'a': 1}"]),
+        ("v", ["?", "", "2.5"]),
+    ]
+
+
+def test_a_line_of_a_jsonl_without_end_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.table_files._LINE_BYTES", 100)
+    path = tmp_path / "t.jsonl"
+    path.write_text(GOOD_LINE + "x" * 101)
+    with pytest.raises(ConfigError, match=r"t\.jsonl: cannot be read: line 2 is longer than 100"):
+        rows_of(path)
 
 
 @pytest.mark.parametrize("name", MALFORMED)
@@ -362,7 +383,8 @@ def test_slices_are_of_exactly_the_size_asked_for_and_lose_nothing(sizes, rows):
         min(rows, sum(sizes) - start) for start in range(0, sum(sizes), rows)
     ]
     whole = source_table(0, sum(sizes))
-    assert pa.concat_tables([SOURCE.empty_table(), *slices]).equals(whole)
+    numbered = whole.append_column("source_row", pa.array(range(sum(sizes)), pa.int64()))
+    assert pa.concat_tables([SLICE.empty_table(), *slices]).equals(numbered)
     assert num_captions(whole) == sum(row % 3 for row in range(sum(sizes)))
 
 

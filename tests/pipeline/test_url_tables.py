@@ -55,7 +55,7 @@ def numbers(location: str | Path, columns: SourceColumns = PLAIN) -> list[int]:
 
 @pytest.mark.parametrize("suffix", COMPRESSED)
 def test_a_compressed_table_is_the_table(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("pipeline.url_tables._BLOCK_BYTES", 500)
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 500)
     packed = write(tmp_path / f"t{suffix}", range(300))
     assert numbers(packed) == list(range(300))
     plain = write(tmp_path / f"t{Path(suffix).stem}", range(300))

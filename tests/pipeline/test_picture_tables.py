@@ -1,0 +1,176 @@
+"""Pictures that lie in tables, as others write them, come out byte for byte."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import polars
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from pipeline.errors import ConfigError
+from pipeline.fetch import FetchConfig, FetchFault
+from pipeline.picture_tables import TableFetcher
+from pipeline.sources import open_source
+from pipeline.uids import uid_of
+from pipeline.url_tables import SourceColumns
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def pictures(encode, noise) -> list[bytes]:
+    return [encode(noise(number), "PNG") for number in range(COUNT)]
+
+
+def write(path: Path, pictures: list[bytes], form: str) -> None:
+    """The pictures with captions, and one row without a picture, as somebody else writes them."""
+    rows = {
+        "image": [*pictures, None],
+        "caption": [f"caption {number}" for number in range(len(pictures) + 1)],
+        "license": [f"cc-{number}" for number in range(len(pictures) + 1)],
+    }
+    structs = [data and {"bytes": data, "path": "../../etc/passwd"} for data in rows["image"]]
+    if form.startswith("datasets"):
+        features = datasets.Features(
+            {"image": datasets.Image(), "caption": datasets.Value("string")}
+            | {"license": datasets.Value("string")}
+        )
+        made = datasets.Dataset.from_dict(rows | {"image": structs}, features=features)
+        if form == "datasets.parquet":
+            made.to_parquet(path / "a.parquet", batch_size=7)
+        else:
+            made.save_to_disk(path)
+    elif form == "polars.parquet":
+        polars.DataFrame(rows).write_parquet(path / "a.parquet", row_group_size=11)
+    elif form == "one-group.parquet":
+        pa.parquet.write_table(pa.table(rows), path / "a.parquet", data_page_size=1 << 10)
+    elif form == "feather.arrow":
+        pa.feather.write_feather(pa.table(rows), str(path / "a.arrow"), chunksize=4)
+    else:
+        table = pa.table(rows | {"image": pa.array(structs)})
+        with pa.ipc.new_stream(path / "a.arrow", table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+
+
+FORMS = [
+    *("datasets.parquet", "datasets.save", "polars.parquet"),
+    *("one-group.parquet", "feather.arrow", "stream.arrow"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_others_write_comes_through_whole(tmp_path, monkeypatch, pictures, form):
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 4000)
+    write(tmp_path, pictures, form)
+    source = open_source(str(tmp_path), SourceColumns(keep=("license",)))
+    rows = [row for table in source.tables() for row in table.to_pylist()]
+    name = rows[0]["url"].rpartition("/")[0]
+    assert (tmp_path / name).is_file()
+    assert rows == [
+        {
+            "uid": uid_of(f"{name}/{number}"),
+            "url": f"{name}/{number}",
+            "captions": [f"caption {number}"],
+            "extra": {"license": f"cc-{number}"},
+        }
+        for number in range(COUNT + 1)
+    ]
+    fetch = source.open_fetcher(FetchConfig())
+    assert [fetch(row["url"]) for row in rows[:-1]] == pictures
+    with pytest.raises(FetchFault, match="failed:missing_file"):
+        fetch(rows[-1]["url"])
+    with pytest.raises(FetchFault, match="failed:too_large"):
+        source.open_fetcher(FetchConfig(max_download_bytes=10))(rows[0]["url"])
+
+
+@pytest.mark.parametrize("form", ["polars.parquet", "stream.arrow"])
+def test_any_order_and_many_threads_get_each_its_picture(tmp_path, monkeypatch, pictures, form):
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 4000)
+    monkeypatch.setattr("pipeline.picture_tables._HELD_BYTES", 1000)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, pictures if folder == "a" else pictures[::-1], form)
+    source = open_source(f"{tmp_path}/*/*", SourceColumns())
+    urls = [row["url"] for table in source.tables() for row in table.to_pylist()]
+    expected = dict(zip(urls, [*pictures, None, *pictures[::-1], None], strict=True))
+    suffix = form.partition(".")[2]
+    assert urls[0] == f"a/a.{suffix}/0"
+    asked = [url for url, data in expected.items() if data] * 3
+    random.Random(0).shuffle(asked)
+    fetch = source.open_fetcher(FetchConfig())
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fetch, asked)) == [expected[url] for url in asked]
+
+
+def test_what_is_no_row_is_no_path(tmp_path, pictures):
+    write(tmp_path, pictures[:2], "polars.parquet")
+    fetch = open_source(str(tmp_path), SourceColumns()).open_fetcher(FetchConfig())
+    wrong = {
+        **dict.fromkeys(("a.parquet", "b.parquet/0", "a.parquet/-1", "../a.parquet/0"), "bad_path"),
+        **dict.fromkeys(("a.parquet/0x1", "/etc/passwd", "a.parquet/", ""), "bad_path"),
+        **dict.fromkeys(("a.parquet/3", "a.parquet/99999999999999999999999"), "missing_file"),
+    }
+    for location, outcome in wrong.items():
+        with pytest.raises(FetchFault, match=f"^failed:{outcome}$"):
+            fetch(location)
+    assert fetch("a.parquet/1") == pictures[1]
+
+
+def test_a_damaged_picture_column_fails_its_rows_and_no_others(tmp_path, pictures):
+    write(tmp_path, pictures, "polars.parquet")
+    path = tmp_path / "a.parquet"
+    whole = path.read_bytes()
+    column = pa.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    path.write_bytes(whole[:start] + b"\xff" * 60 + whole[start + 60 :])
+    source = open_source(str(tmp_path), SourceColumns())
+    assert sum(table.num_rows for table in source.tables()) == COUNT + 1
+    fetch = source.open_fetcher(FetchConfig())
+    with pytest.raises(FetchFault, match="failed:unreadable_file"):
+        fetch("a.parquet/12")
+    assert fetch("a.parquet/25") == pictures[25]
+
+
+def test_urls_go_before_pictures_unless_the_column_is_named(tmp_path, pictures):
+    columns = {"url": ["http://a/b"], "photo": [pictures[0]], "caption": ["x"]}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    path = str(tmp_path / "t.parquet")
+    assert open_source(path, SourceColumns()).locations == "url"
+    named = open_source(path, SourceColumns(picture_column="photo"))
+    assert named.locations == "row"
+    assert named.open_fetcher(FetchConfig())("t.parquet/0") == pictures[0]
+    with pytest.raises(ConfigError, match=r"t\.parquet: 'caption' is string, which is no picture"):
+        open_source(path, SourceColumns(picture_column="caption"))
+    with pytest.raises(ConfigError, match=r"is not used, .*has pictures in its column 'photo'"):
+        open_source(path, SourceColumns(picture_column="photo"), str(tmp_path))
+
+
+def test_the_digest_covers_what_the_rows_say(tmp_path, pictures):
+    write(tmp_path, pictures[:3], "polars.parquet")
+    path = str(tmp_path / "a.parquet")
+    digests = {open_source(path, SourceColumns()).digest()}
+    digests.add(open_source(path, SourceColumns(keep=("license",))).digest())
+    digests.add(open_source(path, SourceColumns(caption_column="license")).digest())
+    write(tmp_path, pictures[:2], "polars.parquet")
+    digests.add(open_source(path, SourceColumns()).digest())
+    assert len(digests) == 4
+    write(tmp_path, pictures[:3], "datasets.parquet")  # the same rows, packed otherwise
+    assert open_source(path, SourceColumns()).digest() in digests
+
+
+def test_a_decoded_picture_is_that_of_its_row(tmp_path):
+    """datasets encodes pictures itself; what it wrote is what a reader of it would see."""
+    shown = [Image.new("RGB", (4, 3), (number * 40, 0, 0)) for number in range(3)]
+    columns = {"image": shown, "caption": ["a", "b", "c"]}
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "t.parquet")
+    source = open_source(str(tmp_path), SourceColumns())
+    fetch = source.open_fetcher(FetchConfig())
+    assert isinstance(fetch, TableFetcher)
+    (tmp_path / "1.png").write_bytes(fetch("t.parquet/1"))
+    assert Image.open(tmp_path / "1.png").getpixel((0, 0)) == (40, 0, 0)
