@@ -1,5 +1,6 @@
 """`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -129,7 +130,15 @@ def _worker(
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
-        got = download(slice_, task.number * shard_rows, fetcher, picture, threads=fetch.threads)
+        got = download(
+            slice_,
+            task.number * shard_rows,
+            fetcher,
+            picture,
+            threads=fetch.threads,
+            per_host=None if folder else fetch.per_host,
+            timeout_s=math.inf if folder else fetch.shard_timeout_s,
+        )
         with new_shard(out, task.number) as shard:
             shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)
             shard.open(LEDGER, ROWS_PER_BATCH["ledger"], attachment="ledger").write(got.ledger)
