@@ -1,6 +1,5 @@
 """`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -136,8 +135,8 @@ def _worker(
             fetcher,
             picture,
             threads=fetch.threads,
-            per_host=None if folder else fetch.per_host,
-            timeout_s=math.inf if folder else fetch.shard_timeout_s,
+            per_host=fetch.per_host,
+            timeout_s=fetch.shard_timeout_s,
         )
         with new_shard(out, task.number) as shard:
             shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)

@@ -65,7 +65,7 @@ def download(
         threads: fetches at once.
         per_host: threads at once that are busy with rows of one host; None is all.
         timeout_s: longest time to wait for fetches; rows that are not there by then are
-            `failed:shard_deadline`.
+            `failed:deadline`.
     """
     arrived: dict[int, StoredPicture] = {}
     outcomes = ["failed:internal"] * slice_.num_rows

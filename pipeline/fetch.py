@@ -40,7 +40,7 @@ _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
 _NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
-SHARD_DEADLINE = "failed:shard_deadline"
+SHARD_DEADLINE = "failed:deadline"
 """What a row is whose shard's time was over before it was fetched."""
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
 
@@ -78,8 +78,8 @@ class FetchConfig:
     """Longest time for one picture, in seconds, from the first connection to the last retry."""
 
     shard_timeout_s: float = 600.0
-    """Longest time that a shard may keep its worker waiting for servers, in seconds; what has not
-    come by then is `failed:shard_deadline`. Time in which the worker decodes does not count. Keep
+    """Longest time that a shard may keep its worker waiting for pictures, in seconds; what has not
+    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep
     it well below `deadline_s`, after which the worker is killed and the shard begun again."""
 
     max_download_bytes: int = 64 << 20

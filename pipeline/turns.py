@@ -23,7 +23,7 @@ class RowQueue:
     def __init__(self, hosts: Sequence[str], per_host: int) -> None:
         """
         Args:
-            hosts: of each row.
+            hosts: of each row; empty where there is none, and no bound.
             per_host: threads at most that are busy with rows of one host, from when they take a
                 row until they are done with it.
         """
@@ -66,7 +66,7 @@ class RowQueue:
 
     def _change(self, host: str, by: int) -> None:
         self._busy[host] += by
-        if self._rows[host] and self._busy[host] < self._per_host:
+        if self._rows[host] and (not host or self._busy[host] < self._per_host):
             heapq.heappush(self._order, (self._busy[host], self._rows[host][0], host))
 
 

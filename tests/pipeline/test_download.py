@@ -203,7 +203,7 @@ def test_rows_that_the_shards_time_does_not_reach_are_left_for_another_time(pict
     got = download(slice_of(20), 0, fetch, PictureConfig(), threads=2, timeout_s=0.3)
     outcomes = got.ledger.column("outcome").to_pylist()
     assert outcomes[:2] == [KEPT, KEPT]
-    assert set(outcomes[6:]) == {"failed:shard_deadline"}
+    assert set(outcomes[6:]) == {"failed:deadline"}
     assert got.pictures.num_kept == outcomes.count(KEPT)
 
 

@@ -329,8 +329,8 @@ def test_a_picture_that_the_shards_time_ends_says_so(site):
     begun = time.monotonic()
     with on_time_of(ShardTime(0.3)):
         fetch = HttpFetcher(FetchConfig(allow_host=HERE))
-        assert fault(fetch, f"{site.root}/dripping") == "failed:shard_deadline"
-        assert fault(fetch, f"{site.root}/picture") == "failed:shard_deadline"
+        assert fault(fetch, f"{site.root}/dripping") == "failed:deadline"
+        assert fault(fetch, f"{site.root}/picture") == "failed:deadline"
     assert time.monotonic() - begun < 3
 
 

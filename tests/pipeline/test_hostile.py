@@ -333,8 +333,8 @@ def test_a_slow_host_takes_no_row_but_its_own_and_the_shard_ends_in_time(web, en
     server.listener.close()
     outcomes = got.ledger.column("outcome").to_pylist()
     assert outcomes[120:] == ["kept"] * 60
-    assert set(outcomes[:120]) <= {"failed:shard_deadline", "failed:http_429"}
-    assert outcomes.count("failed:shard_deadline") > 90
+    assert set(outcomes[:120]) <= {"failed:deadline", "failed:http_429"}
+    assert outcomes.count("failed:deadline") > 90
     assert 3.0 <= seconds < 10
 
 

@@ -83,6 +83,12 @@ def test_other_hosts_go_before_a_second_row_of_one():
         assert taken(queue, 7, stack) == [0, 4, 6, 1, 5, 2, 3]
 
 
+def test_rows_without_a_host_are_taken_by_all_threads():
+    queue = RowQueue(["", "a", "", "", "a", ""], 1)
+    with ExitStack() as stack:
+        assert taken(queue, 5, stack) == [0, 1, 2, 3, 5]
+
+
 def test_a_host_that_is_done_with_a_row_is_asked_before_those_that_are_not():
     queue = RowQueue([*"aaabbb"], 2)
     with ExitStack() as slow, ExitStack() as quick:
