@@ -6,12 +6,14 @@ rows are put back in the source's order; it loses a row on an unexpected excepti
 it never reported becomes `failed:internal`; it deletes its input file, so it gets one of its own.
 """
 
+import importlib.util
 import io
 import logging
 import math
-import os
+import sys
 import tempfile
 import threading
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,26 @@ def _storing(config: PictureConfig, time: ShardTime) -> Any:
     return resize
 
 
+def _img2dataset_downloader() -> Any:
+    """The module `img2dataset.downloader` without what the package itself imports.
+
+    That is torch, by way of its own resizer: 780 MB and three seconds in each worker.
+    """
+    name = "img2dataset.downloader"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec("img2dataset")
+    if spec is None:
+        raise ModuleNotFoundError("img2dataset")
+    package = types.ModuleType("img2dataset")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules["img2dataset"] = package
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules["img2dataset"]  # whoever wants it whole can still import it
+
+
 def _run_downloader(
     locations: list[str],
     download_image: Any,
@@ -141,8 +163,6 @@ def _run_downloader(
     arrived: dict[int, StoredPicture],
 ) -> None:
     """Drive one Downloader over `locations`; fills `outcomes` and `arrived` by row."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
-    from img2dataset import downloader  # takes seconds to import, so only where it is used
 
     class Writer:
         """Keeps what is reported, by the row's number; img2dataset makes one of it a shard."""
@@ -162,6 +182,7 @@ def _run_downloader(
             pass
 
     with _ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
+        downloader = _img2dataset_downloader()
         downloader.download_image = download_image
         slice_file = Path(scratch, "slice.arrow")
         table = pa.table({"url": pa.array(locations, pa.string()), "row": range(len(locations))})

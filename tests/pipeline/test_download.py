@@ -1,5 +1,7 @@
 """No row of a slice is lost, none is out of order, and both accounts add up."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -255,6 +257,25 @@ def test_two_slices_downloaded_at_once_do_not_mix_their_fetchers(picture):
         worker.join()
     for name in ("one", "other"):
         assert results[name].pictures == Account(20, 0, {f"failed:{name}": 20})
+
+
+_DOWNLOAD_ALONE = """
+import sys
+import pyarrow as pa
+from pipeline.download import download
+from pipeline.pictures import PictureConfig
+from pipeline.schemas import SOURCE
+
+columns = {"uid": [bytes(16)] * 3, "url": ["a", "b", "c"], "captions": [[]] * 3}
+for _ in range(2):
+    got = download(pa.table(columns, SOURCE), 0, lambda _: b"x", PictureConfig(), threads=2)
+    assert got.pictures.dropped == {"failed:not_a_picture": 3}
+assert not {"torch", "albumentations", "cv2"} & set(sys.modules)
+"""
+
+
+def test_a_worker_that_downloads_does_not_load_torch():
+    subprocess.run([sys.executable, "-c", _DOWNLOAD_ALONE], check=True, timeout=100)
 
 
 def test_a_folder_comes_through_whole(tmp_path, noise):
