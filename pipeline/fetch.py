@@ -36,12 +36,13 @@ from pipeline.guard import BlockedAddress, GuardedPools
 from pipeline.manners import AGENT, opts_out, retry_after_s
 from pipeline.turns import Turns
 
+SHARD_DEADLINE = "failed:deadline"
+"""What a row is whose shard's time was over before it was fetched."""
+
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
 _NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
-SHARD_DEADLINE = "failed:deadline"
-"""What a row is whose shard's time was over before it was fetched."""
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
 
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
@@ -79,8 +80,8 @@ class FetchConfig:
 
     shard_timeout_s: float = 600.0
     """Longest time that a shard may keep its worker waiting for pictures, in seconds; what has not
-    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep
-    it well below `deadline_s`, after which the worker is killed and the shard begun again."""
+    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep it
+    well below `deadline_s`, after which the worker is killed and the shard begun again."""
 
     max_download_bytes: int = 64 << 20
     """Largest body read, in bytes, as sent and as unpacked."""
