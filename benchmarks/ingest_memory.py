@@ -6,7 +6,7 @@ The table has refused schemes, texts that are no URL, and addresses that strange
 reach, so nothing leaves the machine; each 500th row is a picture of 1.5 megapixels on loopback, so
 that workers decode too. The resident memory of each process is sampled four times a second:
 `worker` is the largest of two workers, with what they have mapped; `driver` the command itself. A
-half is a half of the time in which there are workers. On two cores it takes some four minutes.
+half is a half of the time in which there are workers. It takes five to ten minutes on two cores.
 
 The last line is one JSON object: peak_rss_mb, of a worker; its halves; the driver's; rows_per_s.
 """
