@@ -167,7 +167,14 @@ def _worker(
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
-        got = download(slice_, fetcher, picture, threads=fetch.threads)
+        got = download(
+            slice_,
+            fetcher,
+            picture,
+            threads=fetch.threads,
+            per_host=fetch.per_host,
+            timeout_s=fetch.shard_timeout_s,
+        )
         with new_shard(out, task.number) as shard:
             shard.open(got.raw.schema, ROWS_PER_BATCH["raw"]).write(got.raw)
             ledger = shard.open(got.ledger.schema, ROWS_PER_BATCH["ledger"], attachment="ledger")

@@ -10,8 +10,10 @@ data flows:
     url_tables, annotations, picture_folders    the kinds of source
     picture_tables, tars    pictures that lie in a table or a tar
     retry       what failed in an earlier raw, as a source
-    guard       which addresses a worker may reach, and until when
-    manners     what servers may ask of a worker: turns, waits, opt-outs
+    guard       which addresses a worker may reach
+    deadlines   how long peers may keep a thread, and a shard's peers its worker
+    turns       which row a free thread fetches, and how many ask one host at once
+    manners     what servers may ask of a worker: waits, opt-outs
     fetch       the one place where bytes enter a worker
     pictures    bytes to an upright, opaque sRGB JPEG of bounded size
     download    one slice of a source: img2dataset's Downloader around the last two

@@ -6,11 +6,14 @@ rows are put back in the source's order; it loses a row on an unexpected excepti
 it never reported becomes `failed:internal`; it deletes its input file, so it gets one of its own.
 """
 
+import importlib.util
 import io
 import logging
-import os
+import math
+import sys
 import tempfile
 import threading
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ import pyarrow as pa
 
 from pipeline.accounting import Account
 from pipeline.captions import web_caption
-from pipeline.fetch import Fetcher, FetchFault
+from pipeline.deadlines import ShardTime, on_time_of
+from pipeline.fetch import SHARD_DEADLINE, Fetcher, FetchFault, host_of
 from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
 from pipeline.schemas import EXTRA, KEPT, LEDGER, RAW, extra_type, with_extra
+from pipeline.turns import RowQueue
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,13 @@ class Downloaded:
 
 
 def download(
-    slice_: pa.Table, fetch: Fetcher, config: PictureConfig, *, threads: int
+    slice_: pa.Table,
+    fetch: Fetcher,
+    config: PictureConfig,
+    *,
+    threads: int,
+    per_host: int | None = None,
+    timeout_s: float = math.inf,
 ) -> Downloaded:
     """Fetch, decode and reduce the pictures of one slice.
 
@@ -52,11 +63,21 @@ def download(
         fetch: gets the bytes behind a location.
         config: how pictures are stored.
         threads: fetches at once.
+        per_host: threads at once that are busy with rows of one host; None is all.
+        timeout_s: longest time to wait for fetches; rows that are not there by then are
+            `failed:deadline`.
     """
     arrived: dict[int, StoredPicture] = {}
     outcomes = ["failed:internal"] * slice_.num_rows
+    locations = slice_.column("url").to_pylist()
+    time = ShardTime(timeout_s)
     _run_downloader(
-        slice_.column("url").to_pylist(), _guarded(fetch), config, threads, outcomes, arrived
+        locations,
+        _fetching(locations, fetch, time, per_host or threads),
+        _storing(config, time),
+        threads,
+        outcomes,
+        arrived,
     )
     captions = slice_.column("captions").to_pylist()
     kept = [row for row, outcome in enumerate(outcomes) if outcome == KEPT]
@@ -72,45 +93,74 @@ def download(
     )
 
 
-def _guarded(fetch: Fetcher) -> Any:
-    """`fetch` with the signature of img2dataset's `download_image`; it never raises."""
+def _fetching(locations: list[str], fetch: Fetcher, time: ShardTime, per_host: int) -> Any:
+    """What is called as img2dataset's `download_image`; it never raises.
 
-    def download_image(
-        row: tuple[int, str], timeout: Any, user_agent_token: Any, disallowed: Any
-    ) -> tuple[int, io.BytesIO | None, str | None]:
-        key, location = row
-        try:
-            return key, io.BytesIO(fetch(location)), None
-        except FetchFault as fault:
-            return key, None, str(fault)
-        except Exception:  # one odd row must not lose the shard: it is logged and counted
-            logger.exception("fetch failed location=%r", location)
-            return key, None, "failed:internal"
+    The call means that a thread is free; which row it fetches is for `RowQueue` to say.
+    """
+    queue = RowQueue([host_of(location) for location in locations], per_host)
+
+    def download_image(*_: Any) -> tuple[int, io.BytesIO | None, str | None]:
+        with queue.next() as row, on_time_of(time):
+            try:
+                if time.remaining_s() <= 0:
+                    raise FetchFault(SHARD_DEADLINE)
+                return row, io.BytesIO(fetch(locations[row])), None
+            except FetchFault as fault:
+                return row, None, str(fault)
+            except Exception:  # one odd row must not lose the shard: it is logged and counted
+                logger.exception("fetch failed location=%r", locations[row])
+                return row, None, "failed:internal"
 
     return download_image
+
+
+def _storing(config: PictureConfig, time: ShardTime) -> Any:
+    """What is called as img2dataset's resizer, by one thread; the shard's time stands still."""
+
+    def resize(stream: io.BytesIO, _bbox: Any) -> tuple[Any, Any, Any, Any, Any, str | None]:
+        try:
+            with time.standing_still():
+                picture = store(stream.getvalue(), config)
+        except PictureFault as fault:
+            return None, None, None, None, None, str(fault)
+        except Exception:  # as in `_fetching`
+            logger.exception("picture failed bytes=%d", len(stream.getvalue()))
+            return None, None, None, None, None, "failed:internal"
+        return picture, *picture.size_px, *picture.original_size_px, None
+
+    return resize
+
+
+def _img2dataset_downloader() -> Any:
+    """The module `img2dataset.downloader` without what the package itself imports.
+
+    That is torch, by way of its own resizer: 780 MB and three seconds in each worker.
+    """
+    name = "img2dataset.downloader"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec("img2dataset")
+    if spec is None:
+        raise ModuleNotFoundError("img2dataset")
+    package = types.ModuleType("img2dataset")
+    package.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules["img2dataset"] = package
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules["img2dataset"]  # whoever wants it whole can still import it
 
 
 def _run_downloader(
     locations: list[str],
     download_image: Any,
-    config: PictureConfig,
+    resize: Any,
     threads: int,
     outcomes: list[str],
     arrived: dict[int, StoredPicture],
 ) -> None:
     """Drive one Downloader over `locations`; fills `outcomes` and `arrived` by row."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
-    from img2dataset import downloader  # takes seconds to import, so only where it is used
-
-    def resize(stream: io.BytesIO, _bbox: Any) -> tuple[Any, Any, Any, Any, Any, str | None]:
-        try:
-            picture = store(stream.getvalue(), config)
-        except PictureFault as fault:
-            return None, None, None, None, None, str(fault)
-        except Exception:  # as in `_guarded`
-            logger.exception("picture failed bytes=%d", len(stream.getvalue()))
-            return None, None, None, None, None, "failed:internal"
-        return picture, *picture.size_px, *picture.original_size_px, None
 
     class Writer:
         """Keeps what is reported, by the row's number; img2dataset makes one of it a shard."""
@@ -130,6 +180,7 @@ def _run_downloader(
             pass
 
     with _ONE_AT_A_TIME, tempfile.TemporaryDirectory() as scratch:
+        downloader = _img2dataset_downloader()
         downloader.download_image = download_image
         slice_file = Path(scratch, "slice.arrow")
         table = pa.table({"url": pa.array(locations, pa.string()), "row": range(len(locations))})

@@ -1,13 +1,14 @@
 """Fetching: the one place where a picture's bytes enter a worker.
 
 Whatever must be checked about a URL, an answer or a body is checked here; which addresses may be
-reached, and until when, is `pipeline/guard.py`'s.
+reached is `pipeline/guard.py`'s, and until when `pipeline/deadlines.py`'s.
 """
 
 import http.client
 import logging
 import random
 import re
+import socket
 import stat
 import time
 from dataclasses import dataclass
@@ -29,9 +30,14 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Url, parse_url
 
+from pipeline.deadlines import deadline, postpone, remaining_s, shard_remaining_s
 from pipeline.errors import ConfigError
-from pipeline.guard import BlockedAddress, GuardedPools, deadline, postpone, remaining_s
-from pipeline.manners import AGENT, Turns, opts_out, retry_after_s
+from pipeline.guard import BlockedAddress, GuardedPools
+from pipeline.manners import AGENT, opts_out, retry_after_s
+from pipeline.turns import Turns
+
+SHARD_DEADLINE = "failed:deadline"
+"""What a row is whose shard's time was over before it was fetched."""
 
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
@@ -42,18 +48,24 @@ _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
 """A host with its port. What else can stand there (`a\\@b`, `user@b`) is read in several ways."""
 
+_HOST = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://([^\s/?#:]*)")
+
 
 class FetchFault(Exception):
     """Why a picture did not arrive; its text is the outcome, as the ledger counts it."""
 
 
 class _Fault(Exception):
-    """A fault of one try: the word for it, and after how long the server wants to be asked."""
+    """A fault of one try: the word for it, and after how long the server wants to be asked.
 
-    def __init__(self, word: str, after_s: float | None = None) -> None:
+    `lasts` says that another try cannot help though the word may pass.
+    """
+
+    def __init__(self, word: str, after_s: float | None = None, *, lasts: bool = False) -> None:
         super().__init__(word)
         self.word = word
         self.after_s = after_s
+        self.lasts = lasts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,11 @@ class FetchConfig:
 
     total_timeout_s: float = 60.0
     """Longest time for one picture, in seconds, from the first connection to the last retry."""
+
+    shard_timeout_s: float = 600.0
+    """Longest time that a shard may keep its worker waiting for pictures, in seconds; what has not
+    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep it
+    well below `deadline_s`, after which the worker is killed and the shard begun again."""
 
     max_download_bytes: int = 64 << 20
     """Largest body read, in bytes, as sent and as unpacked."""
@@ -95,8 +112,9 @@ class FetchConfig:
     TDM-Reservation: 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "total_timeout_s", "max_download_bytes", "threads", "per_host"):
-            if getattr(self, name) <= 0:
+        times = ("timeout_s", "total_timeout_s", "shard_timeout_s")
+        for name in (*times, "max_download_bytes", "threads", "per_host"):
+            if not getattr(self, name) > 0:  # nan is not either
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
@@ -140,6 +158,8 @@ class HttpFetcher:
                 try:
                     return self._follow(location)
                 except _Fault as fault:
+                    if fault.word == "timeout" and shard_remaining_s() <= 0:
+                        raise FetchFault(SHARD_DEADLINE) from None
                     sleep_s = self._wait(fault, wait_s)
                     if not tries_left or sleep_s is None:
                         raise FetchFault(f"failed:{fault.word}") from None
@@ -149,7 +169,7 @@ class HttpFetcher:
 
     def _wait(self, fault: _Fault, wait_s: float) -> float | None:
         """Seconds until another try; None where there is none worth it."""
-        if fault.word not in _TRY_AGAIN:
+        if fault.word not in _TRY_AGAIN or fault.lasts:
             return None
         sleep_s = wait_s * (1 + random.random())
         if fault.after_s is not None:
@@ -173,7 +193,7 @@ class HttpFetcher:
             except BlockedAddress:
                 raise _Fault("blocked_address") from None
             except (HTTPError, OSError, ValueError) as error:
-                raise _Fault(_fault_class(error)) from None
+                raise _Fault(_fault_class(error), lasts=_is_unknown_name(error)) from None
             if isinstance(answer, bytes):
                 return answer
             location = answer
@@ -245,6 +265,15 @@ class FolderFetcher:
             raise FetchFault("failed:unreadable_file") from None
 
 
+def host_of(location: str) -> str:
+    """The host as a URL's text has it, empty where there is none.
+
+    Says in what order rows are fetched and no more; what is connected to is read by `_parse`.
+    """
+    found = _HOST.match(location)
+    return found[1].lower() if found else ""
+
+
 def _parse(location: str) -> Url:
     """The one reading of a URL: what is checked here is what is connected to. Raises _Fault."""
     location = location.strip()
@@ -275,6 +304,13 @@ def _fault_class(error: BaseException) -> str:
     return "connection"
 
 
+def _is_unknown_name(error: BaseException) -> bool:
+    """Whether name servers say that there is no such name; otherwise they did not answer."""
+    cause = error.__cause__
+    return isinstance(cause, socket.gaierror) and cause.errno in _UNKNOWN_NAME
+
+
+_UNKNOWN_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 _CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
 
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [

@@ -1,19 +1,14 @@
-"""Guarding: which addresses a worker may reach, and for how long it may be kept there.
+"""Guarding: which addresses a worker may reach, and that nothing keeps it there for too long.
 
 URLs are written by strangers, so a URL, a redirect or a name server may point into the worker's
 own network. The connections made here resolve a name once, check every address of the answer, and
 connect to an address that was checked; TLS still speaks to the name, and verifies it. Every read
-ends by the deadline of the fetch that it serves, so a peer that drips bytes gains no time.
+ends by the deadlines (`pipeline.deadlines`), so a peer that drips bytes gains no time.
 """
 
 import ipaddress
-import math
 import socket
 import ssl
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -27,7 +22,7 @@ from urllib3.exceptions import (
     NewConnectionError,
 )
 
-_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+from pipeline.deadlines import at_most
 
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 """All that is allocated as global unicast (RFC 4291); what lies outside is for something else."""
@@ -70,26 +65,6 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """All that this thread does on guarded connections within ends after so many seconds."""
-    token = _deadline.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
-
-
-def postpone(seconds: float) -> None:
-    """Move this thread's deadline, as after a wait that was not for a peer."""
-    _deadline.set(_deadline.get() + seconds)
-
-
-def remaining_s() -> float:
-    """Seconds left until the deadline; infinite where none was set."""
-    return _deadline.get() - time.monotonic()
-
-
 class GuardedPools(urllib3.PoolManager):
     """Kept connections that lead to checked addresses only; certificates are verified.
 
@@ -127,24 +102,15 @@ def _connect(
     for family, kind, protocol, _, address in found:
         connection = _Socket(family, kind, protocol)
         try:
-            connection.settimeout(_at_most(timeout_s))
+            connection.settimeout(at_most(timeout_s))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.connect(address)
+            connection.settimeout(at_most(timeout_s))  # a handshake may follow
             return connection
         except OSError as error:
             connection.close()
             fault = error
     raise fault
-
-
-def _at_most(seconds: float | None) -> float | None:
-    """`seconds`, or what is left until the deadline; None is for ever. Raises TimeoutError."""
-    left = remaining_s()
-    if left <= 0:
-        raise TimeoutError("the deadline has passed")
-    if left == math.inf:
-        return seconds
-    return left if seconds is None else min(seconds, left)
 
 
 class _Punctual:
@@ -155,7 +121,7 @@ class _Punctual:
     """
 
     def recv_into(self: Any, *arguments: Any) -> int:
-        self.settimeout(_at_most(self.gettimeout()))
+        self.settimeout(at_most(self.gettimeout()))
         return super().recv_into(*arguments)  # type: ignore[misc]
 
 

@@ -1,11 +1,5 @@
 """Manners: what a server may ask of those who fetch from it, and how it is obeyed."""
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import urllib3
 from urllib3.exceptions import HTTPError
 
@@ -40,31 +34,3 @@ def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
         return urllib3.Retry().get_retry_after(response)
     except (HTTPError, ValueError, OverflowError):
         return None
-
-
-class Turns:
-    """Lets at most `per_host` threads ask one host at once; the others wait for their turn."""
-
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._asking: Counter[str] = Counter()  # hosts that are being asked, and no others
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def turn(self, host: str) -> Iterator[float]:
-        """Waits for a turn, which is the caller's until the block ends; gives the seconds waited.
-
-        A wait is as long as those who have their turn take; that is theirs to bound.
-        """
-        begun = time.monotonic()
-        with self._changed:
-            self._changed.wait_for(lambda: self._asking[host] < self._per_host)
-            self._asking[host] += 1
-        try:
-            yield time.monotonic() - begun
-        finally:
-            with self._changed:
-                self._asking[host] -= 1
-                if not self._asking[host]:
-                    del self._asking[host]
-                self._changed.notify_all()

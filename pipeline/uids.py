@@ -6,6 +6,8 @@ import string
 from urllib.parse import quote, urlsplit
 
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_PLAIN = re.compile(r"[A-Za-z0-9._~/!$&'()*+,;=:@?\[\]-]*")
+"""What most URLs consist of: it stands for itself."""
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 
 
@@ -40,6 +42,8 @@ def _one_spelling(text: str) -> str:
     Unreserved characters stand for themselves and everything that cannot stand in a URL is encoded,
     in capitals; an encoded reserved character stays encoded, for it means something else.
     """
+    if _PLAIN.fullmatch(text):
+        return text
 
     def plain(escape: re.Match[str]) -> str:
         character = chr(int(escape[1], 16))

@@ -1,5 +1,7 @@
 """No row of a slice is lost, none is out of order, and both accounts add up."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -195,6 +197,49 @@ def test_no_more_fetches_run_at_once_than_there_are_threads(picture):
     assert 1 < most[0] <= 3
 
 
+def test_rows_that_the_shards_time_does_not_reach_are_left_for_another_time(picture):
+    def fetch(location: str) -> bytes:
+        time.sleep(0.2)
+        return picture(int(location))
+
+    got = download(slice_of(20), fetch, PictureConfig(), threads=2, timeout_s=0.3)
+    outcomes = got.ledger.column("outcome").to_pylist()
+    assert outcomes[:2] == [KEPT, KEPT]
+    assert set(outcomes[6:]) == {"failed:deadline"}
+    assert got.pictures.num_kept == outcomes.count(KEPT)
+
+
+def test_time_spent_on_decoding_is_not_the_shards(picture, monkeypatch):
+    def slow(data: bytes, config: PictureConfig):
+        time.sleep(0.1)
+        return store(data, config)
+
+    monkeypatch.setattr(pipeline.download, "store", slow)
+    fetch = lambda location: picture(int(location))  # noqa: E731
+    got = download(slice_of(12), fetch, PictureConfig(), threads=2, timeout_s=0.8)
+    assert got.pictures == Account.all_kept(12)
+
+
+def test_a_host_holds_no_more_threads_than_it_may():
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def fetch(location: str) -> bytes:
+        if "slow" in location:
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            time.sleep(0.02)
+            with lock:
+                running[0] -= 1
+        raise FetchFault("failed:http_404")
+
+    urls = ["http://slow.test/"] * 12 + [f"http://{n}.test/" for n in range(12)]
+    slice_ = slice_of(24).set_column(1, "url", pa.array(urls))
+    got = download(slice_, fetch, PictureConfig(), threads=8, per_host=2)
+    assert got.pictures == Account(24, 0, {"failed:http_404": 24})
+    assert most == [2]
+
+
 def test_two_slices_downloaded_at_once_do_not_mix_their_fetchers(picture):
     results: dict[str, Downloaded] = {}
 
@@ -212,6 +257,25 @@ def test_two_slices_downloaded_at_once_do_not_mix_their_fetchers(picture):
         worker.join()
     for name in ("one", "other"):
         assert results[name].pictures == Account(20, 0, {f"failed:{name}": 20})
+
+
+_DOWNLOAD_ALONE = """
+import sys
+import pyarrow as pa
+from pipeline.download import download
+from pipeline.pictures import PictureConfig
+from pipeline.schemas import SLICE
+
+rows = {"uid": [bytes(16)] * 3, "url": ["a", "b", "c"], "captions": [[]] * 3, "source_row": range(3)}
+for _ in range(2):
+    got = download(pa.table(rows, SLICE), lambda _: b"x", PictureConfig(), threads=2)
+    assert got.pictures.dropped == {"failed:not_a_picture": 3}
+assert not {"torch", "albumentations", "cv2"} & set(sys.modules)
+"""
+
+
+def test_a_worker_that_downloads_does_not_load_torch():
+    subprocess.run([sys.executable, "-c", _DOWNLOAD_ALONE], check=True, timeout=100)
 
 
 def test_a_folder_comes_through_whole(tmp_path, noise):

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.deadlines import ShardTime, on_time_of
 from pipeline.errors import ConfigError
-from pipeline.fetch import FetchConfig, FetchFault, FolderFetcher, HttpFetcher
+from pipeline.fetch import FetchConfig, FetchFault, FolderFetcher, HttpFetcher, host_of
 
 PICTURE = bytes(range(256)) * 400
 HERE = ("127.0.0.1",)
@@ -295,6 +296,42 @@ def test_a_closed_port_is_refused():
 @pytest.mark.usefixtures("web")
 def test_a_name_that_does_not_resolve_is_dns():
     assert fault(HttpFetcher(ONCE), "http://nowhere.invalid/picture") == "failed:dns"
+
+
+def test_a_name_is_asked_for_again_only_if_name_servers_did_not_answer(web, monkeypatch):
+    def nobody_answers():
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    web.names["later.invalid"] = nobody_answers
+    fetch = HttpFetcher(FetchConfig(retries=2))
+    for name in ("later.invalid", "nowhere.invalid"):
+        assert fault(fetch, f"http://{name}/picture") == "failed:dns"
+    assert Counter(web.asked) == {"later.invalid": 3, "nowhere.invalid": 1}
+
+
+@pytest.mark.parametrize(
+    ("location", "host"),
+    [
+        (" HTTP://A.org:80/b", "a.org"),
+        ("https://a.org", "a.org"),
+        ("http://a.org?x://y", "a.org"),
+        ("images/a.png", ""),
+        ("/a://b", ""),
+        ("", ""),
+    ],
+)
+def test_rows_are_sorted_by_the_host_of_their_urls(location, host):
+    assert host_of(location) == host
+
+
+def test_a_picture_that_the_shards_time_ends_says_so(site):
+    begun = time.monotonic()
+    with on_time_of(ShardTime(0.3)):
+        fetch = HttpFetcher(FetchConfig(allow_host=HERE))
+        assert fault(fetch, f"{site.root}/dripping") == "failed:deadline"
+        assert fault(fetch, f"{site.root}/picture") == "failed:deadline"
+    assert time.monotonic() - begun < 3
 
 
 def test_a_server_without_tls_is_tls(site):

@@ -11,7 +11,8 @@ import pytest
 import trustme
 from urllib3.exceptions import ReadTimeoutError, SSLError
 
-from pipeline.guard import BlockedAddress, GuardedPools, deadline, is_public, remaining_s
+from pipeline.deadlines import deadline, remaining_s
+from pipeline.guard import BlockedAddress, GuardedPools, is_public
 
 PUBLIC = ("93.184.216.34", "1.1.1.1", "2606:4700:4700::1111", "2a00:1450:4001:80b::200e")
 REFUSED = (

@@ -298,6 +298,49 @@ def test_each_row_of_a_hostile_web_ends_with_its_outcome_in_time(web, hostile):
     assert {port for _, port in web.attempts} <= set(ports)
 
 
+def test_a_slow_host_takes_no_row_but_its_own_and_the_shard_ends_in_time(web, encode, noise):
+    jpeg = encode(noise(0, 64, 48), "JPEG")
+    slow = [
+        _drips(_answer(length=80_000)),
+        _drips(b"HTTP/1.1 200 OK\r\nX: "),
+        _drips(b"", b""),
+        _says(_answer(b"", "Retry-After: 1", status="429 Busy")),
+    ]
+    talks = {f"slow-{n}": (talk, "") for n, talk in enumerate(slow)}
+    talks["fine"] = (_says(_answer(jpeg)), "")
+    server = Hostile(_by_path(talks))
+    port = server.port
+    talks["to-slow"] = (_moved(f"http://slow.test:{port}/slow-0"), "")
+    names = ["slow.test", "moves.test", *(f"fine-{n}.test" for n in range(20))]
+    web.names |= {name: [web.OUTSIDE] for name in names}
+    urls = [f"http://slow.test:{port}/slow-{n % 4}" for n in range(100)]
+    urls += [f"http://moves.test:{port}/to-slow" for _ in range(20)]
+    urls += [f"http://fine-{n % 20}.test:{port}/fine" for n in range(60)]
+    columns = {
+        "uid": [number.to_bytes(16, "big") for number in range(len(urls))],
+        "url": urls,
+        "captions": [[]] * len(urls),
+        "source_row": range(len(urls)),
+    }
+    patient = FetchConfig(timeout_s=30.0, total_timeout_s=60.0, per_host=4)
+    begun = time.monotonic()
+    got = download(
+        pa.table(columns, schema=SLICE),
+        HttpFetcher(patient),
+        PictureConfig(),
+        threads=16,
+        per_host=4,
+        timeout_s=3.0,
+    )
+    seconds = time.monotonic() - begun
+    server.listener.close()
+    outcomes = got.ledger.column("outcome").to_pylist()
+    assert outcomes[120:] == ["kept"] * 60
+    assert set(outcomes[:120]) <= {"failed:deadline", "failed:http_429"}
+    assert outcomes.count("failed:deadline") > 90
+    assert 3.0 <= seconds < 10
+
+
 def test_a_name_that_rebinds_gains_nothing(web, hostile):
     _, ports = hostile
     fetch = HttpFetcher(FETCH)
