@@ -14,6 +14,7 @@ data flows:
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
     hashes, plan, curate    the three phases of curate
+    near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
     features    image tokens as fixed-shape tensors
     order       which pictures a step trains on, and all that is drawn by chance
     loader      batches out of features and captions
