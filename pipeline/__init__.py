@@ -26,6 +26,8 @@ and what they all stand on:
     shard       one Arrow file and the record that commits it
     lineage     what a dataset was made from
     tombstones  pictures taken down
+    takedown    what is to be taken down, and where it is
+    erasure     what datasets hold of it, removed
     manifest    dataset.json
     dataset     a whole dataset, opened for reading; several side by side
     draft       a dataset while a job fills it

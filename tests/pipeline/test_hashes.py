@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.captions import web_caption
+from pipeline.erasure import without_payload
 from pipeline.errors import DatasetError
 from pipeline.hashes import coarse_colours, hash_shard, perceptual_hash
 from pipeline.near_duplicates import NearDuplicateConfig
@@ -63,6 +64,15 @@ def test_a_picture_taken_down_has_no_hash_and_is_not_decoded(jpegs, make_shard):
     assert plan.column("outcome").to_pylist() == ["kept", "duplicate", "taken_down", "taken_down"]
     assert plan.column("input_row").to_pylist() == [3, 0, 1, 2]
     assert left_out(plan)[0].dropped == {"taken_down": 2}
+
+
+def test_a_picture_that_was_erased_counts_as_taken_down(jpegs, make_shard):
+    shard = make_shard(jpegs, down=[1], captions=[[web_caption("a")]] * 4)
+    erased = without_payload(shard.table, np.array([1]), {"uid"})
+    hashes = hash_shard(replace(shard, table=erased))
+    assert hashes.column("num_captions").to_pylist() == [1, 0, 1, 1]
+    plan = make_plan(hashes, np.zeros(4, int), PlanConfig(), NearDuplicateConfig())
+    assert plan.column("outcome").to_pylist() == ["kept", "kept", "duplicate", "taken_down"]
 
 
 def test_a_damaged_picture_is_named_by_file_row_and_uid(jpegs, make_shard):
