@@ -29,6 +29,7 @@ COMMANDS = {
     "caption": ("Caption", "captions of pictures, by a checkpoint of either stage"),
     "answer": ("Answer", "answers to a question about pictures, by a checkpoint of stage 2"),
     "report": ("Report", "one HTML page of all that a run made"),
+    "takedown": ("Takedown", "pictures out of every dataset and index; which trainings saw them"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
@@ -38,7 +39,8 @@ _MODULES = {"import": "import_weights", "export": "export_weights"}
 """Where the module is of another name: `import` cannot be one."""
 
 _MAKES_NOTHING = (
-    *("import", "export", "evaluate", "search", "caption", "answer", "report", "inspect", "demo"),
+    *("import", "export", "evaluate", "search", "caption", "answer", "report"),
+    *("takedown", "inspect", "demo"),
 )
 """Commands that have nothing to go on with."""
 

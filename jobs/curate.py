@@ -1,4 +1,4 @@
-"""`viaduct curate`: unite equal pictures, judge captions, split, and even out the shards."""
+"""`viaduct curate`: unite pictures that are alike, judge captions, split, even out the shards."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.extra import extra_of, united_type, widened
 from pipeline.hashes import hash_shard
 from pipeline.lineage import Lineage
+from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
 from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH, with_extra
 from pipeline.shard import ShardRecord, commit_table
@@ -29,7 +30,7 @@ from pipeline.storage import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class Curate:
-    """Make `pairs` of one or several `raw`: equal pictures united, captions judged, split.
+    """Make `pairs` of one or several `raw`: what is alike united, captions judged, split.
 
     Works in three phases, each committed: hashes of all pictures, one plan, the output shards.
     """
@@ -40,7 +41,12 @@ class Curate:
     out: str
     """Folder or URI of the dataset `pairs` to make; a job that was stopped goes on there."""
 
+    evaluation: tuple[str, ...] = ()
+    """Datasets with pictures (`raw` or `pairs`) that something will be evaluated on: what equals
+    one of them or is alike is left out."""
+
     plan: PlanConfig = field(default_factory=PlanConfig)
+    near: NearDuplicateConfig = field(default_factory=NearDuplicateConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -53,26 +59,39 @@ class Curate:
         """Make the dataset, or go on with it."""
         inputs = Inputs([Dataset.open(location, "raw") for location in self.raws])
         folder = Folder.at(self.out)
-        config = asdict(self.plan) | asdict(self.split)
+        held_out = Inputs([_with_pictures(location) for location in self.evaluation])
+        config = asdict(self.plan) | asdict(self.near) | asdict(self.split)
+        config["evaluation"] = [dataset.digest for dataset in held_out.datasets]
         lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
         draft = Draft.begin(folder, "pairs", with_extra(PAIRS, inputs.extra), lineage)
         if published := draft.whole():
             return published
         with running(self, draft) as log, session(self.cluster):
-            hashes = self._hashes(inputs, folder / ".work", lineage, log)
-            plan = self._plan(hashes, folder / ".work", lineage, log)
+            work = folder / ".work"
+            hashes = self._hashes(inputs, work / "hashes", log)
+            evaluation = None
+            if self.evaluation:  # all of it: what is missing there would not be missed
+                evaluation = self._hashes(held_out, work / "evaluation", log, incomplete=False)
+            plan = self._plan(hashes, evaluation, work / "plan", log)
             return self._gather(inputs, hashes, plan, draft, log)
 
-    def _hashes(self, inputs: "Inputs", work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
-        lineage = Lineage("hash", {}, lineage.parents)
-        draft = Draft.begin(work / "hashes", "hashes", HASHES, lineage)
+    def _hashes(
+        self, inputs: "Inputs", out: Folder, log: RunLog, *, incomplete: bool = True
+    ) -> Dataset:
+        pool = replace(self.pool, publish_incomplete=incomplete and self.pool.publish_incomplete)
+        lineage = Lineage("hash", {}, tuple(d.as_parent for d in inputs.datasets))
+        draft = Draft.begin(out, "hashes", HASHES, lineage)
         make = partial(_hash_worker, inputs, draft.folder)
-        return build(draft, inputs.tasks(), make, self.pool, log, phase="hash")
+        return build(draft, inputs.tasks(), make, pool, log, phase="hash")
 
-    def _plan(self, hashes: Dataset, work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
-        lineage = Lineage("plan", asdict(self.plan), (hashes.as_parent,))
-        draft = Draft.begin(work / "plan", "plan", PLAN, lineage)
-        make = partial(_plan_worker, hashes, draft.folder, self.plan)
+    def _plan(
+        self, hashes: Dataset, evaluation: Dataset | None, out: Folder, log: RunLog
+    ) -> Dataset:
+        parents = (hashes,) if evaluation is None else (hashes, evaluation)
+        config = asdict(self.plan) | asdict(self.near)
+        lineage = Lineage("plan", config, tuple(d.as_parent for d in parents))
+        draft = Draft.begin(out, "plan", PLAN, lineage)
+        make = partial(_plan_worker, hashes, evaluation, draft.folder, self.plan, self.near)
         # Without its one shard there is no plan, so it is never published incomplete.
         pool = replace(self.pool, publish_incomplete=False)
         return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="plan")
@@ -149,14 +168,34 @@ def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
     return work
 
 
-def _plan_worker(hashes: Dataset, out: Folder, config: PlanConfig) -> Callable[[Task], ShardRecord]:
+def _plan_worker(
+    hashes: Dataset,
+    evaluation: Dataset | None,
+    out: Folder,
+    config: PlanConfig,
+    near: NearDuplicateConfig,
+) -> Callable[[Task], ShardRecord]:
     def work(task: Task) -> ShardRecord:
-        tables = [shard.table for shard in hashes.shards()]
-        shards = np.repeat(list(hashes.records), [table.num_rows for table in tables])
-        table = pa.concat_tables([HASHES.empty_table(), *tables])
-        return _commit_all(out, task.number, "plan", make_plan(table, shards, config))
+        rows = [record.entry.rows for record in hashes.records.values()]
+        shards = np.repeat(list(hashes.records), rows)
+        held_out = None if evaluation is None else _whole(evaluation)
+        plan = make_plan(_whole(hashes), shards, config, near, held_out)
+        return _commit_all(out, task.number, "plan", plan)
 
     return work
+
+
+def _whole(hashes: Dataset) -> pa.Table:
+    tables = [shard.table for shard in hashes.shards()]
+    return pa.concat_tables([HASHES.empty_table(), *tables])
+
+
+def _with_pictures(location: str) -> Dataset:
+    """Raises ConfigError where the dataset has no pictures."""
+    dataset = Dataset.open(location)
+    if "picture" not in dataset.manifest.schema:
+        raise ConfigError(f"evaluation: {location}: holds {dataset.kind!r}, which has no pictures")
+    return dataset
 
 
 def _gather_worker(

@@ -19,6 +19,7 @@ data flows:
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
     hashes, plan, curate    the three phases of curate
+    near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
     features    image tokens as fixed-shape tensors
     order       which pictures a step trains on, and all that is drawn by chance
     loader      batches out of features and captions
@@ -30,6 +31,8 @@ and what they all stand on:
     shard       one Arrow file and the record that commits it
     lineage     what a dataset was made from
     tombstones  pictures taken down
+    takedown    what is to be taken down, and where it is
+    erasure     what datasets hold of it, removed
     manifest    dataset.json
     dataset     a whole dataset, opened for reading; several side by side
     draft       a dataset while a job fills it

@@ -17,7 +17,7 @@ from pipeline.schemas import KEPT, PAIRS, RAW, TAKEN_DOWN, with_extra
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """How pictures are split; by what they show, so a picture is in one split wherever it is."""
+    """How pictures are split; by what they show, so that all that are alike are in one split."""
 
     validation_share: float = 0.05
     """Share of the pictures held out to choose checkpoints and thresholds, 0 to 1."""
@@ -40,7 +40,7 @@ class SplitConfig:
 
 
 def split_of(pixels: bytes, config: SplitConfig) -> str:
-    """`train`, `validation` or `test`, by a salted hash of a picture's pixel digest."""
+    """`train`, `validation` or `test`, by a salted hash of a pixel digest (of a cluster's best)."""
     digest = hashlib.sha256(config.split_salt.encode() + pixels).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < config.test_share:
@@ -88,7 +88,7 @@ def gather(
         texts = []
         for number, outcome in enumerate(group, first):
             if outcome == TAKEN_DOWN:
-                dropped[f"picture:{TAKEN_DOWN}"] += len(incoming[number])
+                dropped[f"picture:{TAKEN_DOWN}"] += len(incoming[number] or [])
             else:
                 texts += [judge(caption) for caption in incoming[number]]
         if group[0] == KEPT:
@@ -101,8 +101,8 @@ def gather(
     pairs = _take(kept, tables, raw, raw.names)
     columns = {name: pairs.column(name) for name in raw.names}
     columns["captions"] = pa.array(captions, RAW.field("captions").type)
-    pixels = kept.column("pixels").to_pylist()
-    columns["split"] = pa.array([split_of(digest, split) for digest in pixels], pa.string())
+    clusters = kept.column("cluster").to_pylist()
+    columns["split"] = pa.array([split_of(digest, split) for digest in clusters], pa.string())
     judged = Account.of(caption["status"] for united in captions for caption in united)
     return Curated(
         pairs=pa.table(columns, schema=with_extra(PAIRS, extra)),

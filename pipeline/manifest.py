@@ -31,12 +31,15 @@ class Manifest:
     def digest(self) -> str:
         """Covers schema, shards, accounts and lineage; no times, hosts, paths or attempts.
 
-        Files are covered by their digests, not their names.
+        Files are covered by their digests, not their names, and as they were made: what was erased
+        since makes no other dataset of it, so that those made of it still match.
         """
         content = self._content()
         for shard in content["shards"]:
+            shard.pop("erased", None)
             for entry in (shard, *shard["attachments"].values()):
                 del entry["file"]
+                entry.update(entry.pop("made", {}))
         return canonical_digest(content)
 
     def to_json(self) -> dict[str, Any]:

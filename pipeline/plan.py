@@ -1,6 +1,6 @@
 """The second phase of curate: which picture goes where. Works on columns of hashes alone.
 
-Its memory is some 400 bytes a picture, whatever the pictures weigh.
+Its memory is some 370 bytes a picture, the hashes included, whatever the pictures weigh.
 """
 
 from bisect import bisect_left
@@ -13,7 +13,11 @@ import pyarrow.compute as pc
 
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError
-from pipeline.schemas import KEPT, PLAN, TAKEN_DOWN
+from pipeline.near_duplicates import NearDuplicateConfig, chains, near_pairs, stars
+from pipeline.schemas import HASHES, KEPT, PLAN, TAKEN_DOWN
+
+EVALUATION_LEAK = "evaluation_leak"
+"""The outcome of a picture that is, or is alike to, one of an evaluation set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,55 +36,121 @@ class PlanConfig:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
 
 
-def make_plan(hashes: pa.Table, input_shards: np.ndarray, config: PlanConfig) -> pa.Table:
-    """Unite equal pictures and spread what is left evenly over shards, in the inputs' order.
+def make_plan(
+    hashes: pa.Table,
+    input_shards: np.ndarray,
+    config: PlanConfig,
+    near: NearDuplicateConfig,
+    evaluation: pa.Table | None = None,
+) -> pa.Table:
+    """Unite pictures that are alike and spread what is left evenly over shards, in their order.
 
-    A picture is equal to another if their decoded pixels are. Of equal ones the largest original
-    is kept, among equals the first; its captions and theirs are united. Where two different
-    pictures claim one uid (two folders with the same paths, or a URL fetched twice that changed
-    meanwhile), the first keeps it.
+    A picture is equal to another if their decoded pixels are, and alike as `near` says. The best
+    is the largest original, among equals the first. Of equal pictures the best is kept; of those
+    that are alike, from the best down, each goes to the first kept one that it is itself alike to,
+    or is kept. Their captions go with them. Whatever hangs together, through however many others,
+    is one cluster. Where two different pictures claim one uid (two folders with the same paths, or
+    a URL fetched twice that changed meanwhile), the first keeps it.
 
     Args:
         hashes: `schemas.HASHES`, all inputs after one another.
         input_shards: int[N], number of the input shard of each row; ascending.
         config: see there.
+        near: see there.
+        evaluation: `schemas.HASHES` of pictures that are not to be trained on.
 
     Returns:
-        `schemas.PLAN`. Outcomes: `kept`, `duplicate` (goes with the kept one of the same output
-        row), and without an output row `uid_taken` and `taken_down`.
+        `schemas.PLAN`. Outcomes: `kept`; `duplicate` and `near_duplicate` (go with the kept one of
+        the same output row); and without an output row `uid_taken`, `taken_down` and
+        `evaluation_leak`.
     """
-    pixels = _codes(hashes.column("pixels"))
+    held_out = HASHES.empty_table() if evaluation is None else evaluation
+    table = pa.concat_tables([held_out, hashes])
+    is_held_out = np.arange(table.num_rows) < held_out.num_rows
+    pixels = _codes(table.column("pixels"))
     live = pixels >= 0
-    taken = live & _taken(_codes(hashes.column("uid")), pixels, live)
-    alive = np.flatnonzero(live & ~taken)
-    kept = _best_of_each(pixels[alive], _numpy(hashes, "original_pixels")[alive], alive)
-    shard, row = _spread(_numpy(hashes, "stored_bytes")[kept], config)
+    taken = live & ~is_held_out
+    taken &= _taken(_codes(table.column("uid")), pixels, taken)
+    claims = np.flatnonzero(live & ~taken)
 
-    place = np.full(hashes.num_rows, -1)  # kept pictures in output order
-    place[kept] = np.arange(len(kept))
-    place_of_pixels = np.full(pixels.max(initial=-1) + 2, -1)
-    place_of_pixels[pixels[kept]] = place[kept]
-    united = np.where(live & ~taken, place_of_pixels[pixels], -1)
+    # Distinct pictures, the best first; those held out before all others, that they are met.
+    size = np.where(is_held_out, np.iinfo(np.int64).max, _numpy(table, "original_pixels"))
+    distinct = _best_of_each(pixels[claims], size[claims], claims)
+    distinct = distinct[np.lexsort((distinct, -size[distinct]))]
+    alike = _alike(table, distinct, near)
+    leaks = is_held_out[distinct]
+    leaks[alike[leaks[alike[:, 0]], 1]] = True
+    alike = alike[~leaks[alike].any(axis=1)]
+    unites = near.near_duplicates == "unite"
+    kept_for = distinct[stars(len(distinct), alike if unites else alike[:0])]
+    best_of_cluster = distinct[chains(len(distinct), alike)]
 
-    is_kept = place >= 0
-    number = np.arange(hashes.num_rows)
-    order = np.lexsort((number, ~is_kept, np.where(united < 0, len(kept), united)))
-    outcome = np.where(
-        is_kept, KEPT, np.where(united >= 0, "duplicate", np.where(taken, "uid_taken", TAKEN_DOWN))
+    of_pixels = np.full(pixels.max(initial=-1) + 2, -1)  # number among the distinct; -1 has none
+    of_pixels[pixels[distinct]] = np.arange(len(distinct))
+    number = np.where(live & ~taken, of_pixels[pixels], -1)
+    leaked = (number >= 0) & np.append(leaks, False)[number]
+    goes_with = np.where(leaked, -1, np.append(kept_for, -1)[number])
+    outcome = np.full(len(table), TAKEN_DOWN, dtype=object)
+    outcome[taken] = "uid_taken"
+    outcome[leaked] = EVALUATION_LEAK
+    outcome[goes_with >= 0] = "near_duplicate"
+    outcome[(goes_with >= 0) & (pixels == pixels[goes_with])] = "duplicate"
+    outcome[goes_with == np.arange(len(table))] = KEPT
+    best = pa.array(np.append(best_of_cluster, -1)[number], mask=number < 0)
+    cluster = table.column("pixels").take(best)
+
+    first = held_out.num_rows  # the held out were only there to be met
+    mine = hashes.append_column("cluster", cluster.slice(first)).append_column(
+        "outcome", pa.array(outcome[first:], pa.string())
     )
-    placed = united[order]
+    return _laid_out(mine, input_shards, np.maximum(goes_with[first:] - first, -1), config)
+
+
+def _alike(table: pa.Table, rows: np.ndarray, near: NearDuplicateConfig) -> np.ndarray:
+    """int64[M, 2]: pairs of near-duplicates among these rows, by their places in `rows`."""
+    if near.near_duplicates == "ignore":
+        return np.zeros((0, 2), np.int64)
+    places = np.flatnonzero(table.column("pdq").is_valid().to_numpy()[rows])
+    if not len(places):
+        return np.zeros((0, 2), np.int64)
+    hashes, colours = (_bytes(table.column(name), rows[places]) for name in ("pdq", "colours"))
+    return places[near_pairs(hashes, colours, near)]
+
+
+def _bytes(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """uint8[len(rows), width] of a column of fixed width; there is at least one row."""
+    taken = column.take(pa.array(rows)).combine_chunks()
+    return np.frombuffer(taken.buffers()[1], np.uint8).reshape(len(rows), -1)
+
+
+def _laid_out(
+    rows: pa.Table, input_shards: np.ndarray, goes_with: np.ndarray, config: PlanConfig
+) -> pa.Table:
+    """The plan of rows whose outcomes are known.
+
+    Args:
+        rows: `schemas.HASHES` with `cluster` and `outcome`.
+        input_shards: as of `make_plan`.
+        goes_with: int[N], the row of the kept picture of each, itself if it is kept, or -1.
+        config: see there.
+    """
+    number = np.arange(rows.num_rows)
+    kept = np.flatnonzero(goes_with == number)
+    shard, row = _spread(_numpy(rows, "stored_bytes")[kept], config)
+    place = np.full(rows.num_rows + 1, -1)  # kept pictures in output order
+    place[kept] = np.arange(len(kept))
+    place = place[goes_with]
+    order = np.lexsort((number, goes_with != number, np.where(place < 0, len(kept), place)))
+    placed = place[order]
     nowhere = placed < 0
+    columns = {
+        "output_shard": pa.array(np.append(shard, -1)[placed], pa.int32(), mask=nowhere),
+        "output_row": pa.array(np.append(row, -1)[placed], pa.int32(), mask=nowhere),
+        "input_shard": pa.array(input_shards[order], pa.int32()),
+        "input_row": pa.array(_row_in_shard(input_shards)[order], pa.int32()),
+    }
     return pa.table(
-        {
-            "uid": hashes.column("uid").take(order),
-            "pixels": hashes.column("pixels").take(order),
-            "output_shard": pa.array(np.append(shard, -1)[placed], pa.int32(), mask=nowhere),
-            "output_row": pa.array(np.append(row, -1)[placed], pa.int32(), mask=nowhere),
-            "input_shard": pa.array(input_shards[order], pa.int32()),
-            "input_row": pa.array(_row_in_shard(input_shards)[order], pa.int32()),
-            "num_captions": hashes.column("num_captions").take(order),
-            "outcome": pa.array(outcome[order].tolist(), pa.string()),
-        },
+        [columns[n] if n in columns else rows.column(n).take(pa.array(order)) for n in PLAN.names],
         schema=PLAN,
     )
 

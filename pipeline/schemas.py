@@ -45,6 +45,8 @@ HASHES = pa.schema(
         ("stored_bytes", pa.int64()),
         ("original_pixels", pa.int64()),
         ("num_captions", pa.int32()),
+        ("pdq", pa.binary(32)),
+        ("colours", pa.binary(48)),
     ]
 )
 """What curate needs to know of each picture to plan; row i of shard k is that of its input."""
@@ -53,6 +55,7 @@ PLAN = pa.schema(
     [
         ("uid", UID),
         ("pixels", pa.binary(16)),
+        ("cluster", pa.binary(16)),
         ("output_shard", pa.int32()),
         ("output_row", pa.int32()),
         ("input_shard", pa.int32()),
@@ -61,7 +64,10 @@ PLAN = pa.schema(
         ("outcome", pa.string()),
     ]
 )
-"""Where each input row goes; sorted by output shard and row, the rows that go nowhere last."""
+"""Where each input row goes; sorted by output shard and row, the rows that go nowhere last.
+
+`cluster` is the pixel digest of the best of all pictures that hang together as near-duplicates.
+"""
 
 PAIRS = pa.schema([*_PICTURE, ("split", pa.string())])
 

@@ -28,15 +28,42 @@ class FileEntry:
     bytes: int
     digest: str
     """SHA-256 of the file, in hexadecimal, as `sha256sum` prints it."""
+    made: tuple[int, str] | None = None
+    """Bytes and digest as it was made, where rows were erased since (`pipeline.erasure`)."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "rows": self.rows, "bytes": self.bytes, "digest": self.digest}
+        value = {"file": self.file, "rows": self.rows, "bytes": self.bytes, "digest": self.digest}
+        if self.made is None:
+            return value
+        return value | {"made": dict(zip(("bytes", "digest"), self.made, strict=True))}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "FileEntry":
+        made = value.get("made")
         return FileEntry(
-            str(value["file"]), int(value["rows"]), int(value["bytes"]), str(value["digest"])
+            str(value["file"]),
+            int(value["rows"]),
+            int(value["bytes"]),
+            str(value["digest"]),
+            None if made is None else (int(made["bytes"]), str(made["digest"])),
         )
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was erased from a shard after it was made; its accounts are as they were."""
+
+    rows: tuple[int, ...]
+    """Ascending; all but their uid is null."""
+    captions: Mapping[str, int] = field(default_factory=dict)
+    """Status to the number of captions that went."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "captions": dict(sorted(self.captions.items()))}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Erased":
+        return Erased(tuple(int(row) for row in value["rows"]), dict(value["captions"]))
 
 
 @dataclass(frozen=True)
@@ -52,13 +79,14 @@ class ShardRecord:
     """None where the dataset holds no captions."""
     attachments: Mapping[str, FileEntry] = field(default_factory=dict)
     """Further files committed with the shard, by name (the ledger of `raw`)."""
+    erased: Erased | None = None
 
     @property
     def files(self) -> list[FileEntry]:
         return [self.entry, *self.attachments.values()]
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value = {
             "shard": self.number,
             **self.entry.to_json(),
             "uid_digest": self.uid_digest,
@@ -66,6 +94,7 @@ class ShardRecord:
             "captions": self.captions.to_json() if self.captions else None,
             "attachments": {name: e.to_json() for name, e in sorted(self.attachments.items())},
         }
+        return value if self.erased is None else value | {"erased": self.erased.to_json()}
 
     @staticmethod
     def from_json(value: Any, name: str) -> "ShardRecord":
@@ -79,7 +108,7 @@ class ShardRecord:
             DatasetError: a field is missing or wrong, or an account does not add up.
         """
         try:
-            captions = value["captions"]
+            captions, erased = value["captions"], value.get("erased")
             record = ShardRecord(
                 number=int(value["shard"]),
                 entry=FileEntry.from_json(value),
@@ -89,6 +118,7 @@ class ShardRecord:
                 attachments={
                     key: FileEntry.from_json(entry) for key, entry in value["attachments"].items()
                 },
+                erased=None if erased is None else Erased.from_json(erased),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(f"{name}: field missing or wrong: {error}") from error

@@ -34,8 +34,9 @@ def add_tombstones(folder: Folder, uids: Iterable[bytes]) -> int:
     wrong = [uid for uid in uids if len(uid) != UID.byte_width]
     if wrong:
         raise DatasetError(f"{folder}/{FILE}: a uid has {UID.byte_width} bytes, not {wrong[0]!r}")
-    down = read_tombstones(folder) | set(uids)
-    folder.publish_json(FILE, {"uids": sorted(uid.hex() for uid in down)})
+    with folder.locked(".tombstones.lock"):
+        down = read_tombstones(folder) | set(uids)
+        folder.publish_json(FILE, {"uids": sorted(uid.hex() for uid in down)})
     return len(down)
 
 

@@ -10,7 +10,7 @@ from pipeline.accounting import Account
 from pipeline.dataset import Dataset
 from pipeline.errors import DatasetError
 from pipeline.schemas import KEPT, UID
-from pipeline.shard import ShardRecord, read_record
+from pipeline.shard import Erased, ShardRecord, read_record
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
@@ -50,7 +50,9 @@ def _verify_shard(dataset: Dataset, number: int, record: ShardRecord) -> list[by
     if hashlib.sha256(b"".join(uids)).hexdigest() != record.uid_digest:
         raise DatasetError(f"{name}: its uids are not those of its record")
     if record.captions is not None:
-        _verify_captions(shard.table, record.captions, name)
+        _verify_captions(shard.table, record, record.captions, name)
+    if record.erased is not None:
+        _verify_erased(shard.table, record.erased, name)
     return uids
 
 
@@ -63,14 +65,24 @@ def _verify_batches(dataset: Dataset, record: ShardRecord, name: str) -> None:
         raise DatasetError(f"{name}: record batches of {sorted(set(sizes))} rows, not {full}")
 
 
-def _verify_captions(table: pa.Table, account: Account, name: str) -> None:
-    """Kept and rejected captions are as many as recorded."""
+def _verify_erased(table: pa.Table, erased: Erased, name: str) -> None:
+    """Of the rows that were erased nothing is left but the uid."""
+    rest = table.take(pa.array(erased.rows, pa.int64())).drop_columns(["uid"])
+    left = [column for column in rest.column_names if rest[column].null_count < rest.num_rows]
+    if left:
+        raise DatasetError(f"{name}: rows that were erased still have {', '.join(left)}")
+
+
+def _verify_captions(table: pa.Table, record: ShardRecord, account: Account, name: str) -> None:
+    """Kept and rejected captions are as many as recorded, with those erased."""
     column = table.column("captions")
-    groups = column.to_pylist()
+    groups = [group or [] for group in column.to_pylist()]
     if pa.types.is_string(column.type.value_type):  # a source's captions are not judged yet
         found = Counter({KEPT: sum(map(len, groups))})
     else:
         found = Counter(caption["status"] for group in groups for caption in group)
+    if record.erased is not None:
+        found.update(record.erased.captions)
     recorded = Counter({KEPT: account.num_kept})
     recorded.update({k: v for k, v in account.dropped.items() if k.startswith("rejected:")})
     if +found != +recorded:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from pipeline.accounting import Account
@@ -117,6 +118,53 @@ def test_curate_takes_several_raws_and_the_first_keeps_a_uid(tmp_path, make_fold
     assert pairs.manifest.pictures == Account(11, 6, {"duplicate": 4, "uid_taken": 1})
     assert pairs.manifest.captions.dropped["picture:uid_taken"] == 2
     assert list(verify(pairs)) == []
+
+
+def test_pictures_that_are_alike_are_united_and_those_of_an_evaluation_set_left_out(tmp_path):
+    def draw(number: int) -> Image.Image:
+        rng = np.random.default_rng(number)
+        pixels = np.zeros((200, 300, 3), np.uint8)
+        for top, left in rng.integers(0, 200, (60, 2)):
+            pixels[top : top + 50, left : left + 70] = rng.integers(0, 256, 3)
+        return Image.fromarray(pixels)
+
+    def source(name: str, pictures: list[Image.Image]) -> Path:
+        (tmp_path / name / "images").mkdir(parents=True)
+        lines = []
+        for number, picture in enumerate(pictures):
+            file = f"images/{name}-{number}.png"
+            picture.save(tmp_path / name / file)
+            lines.append(json.dumps({"file": file, "caption": f"{name} {number}"}))
+        (tmp_path / name / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    small = draw(1).resize((150, 100), Image.Resampling.BICUBIC)
+    run("ingest", source("web", [small, draw(1), draw(2), draw(3)]), "--out", tmp_path / "raw")
+    held_out = draw(3).resize((240, 160), Image.Resampling.BICUBIC)
+    run("ingest", source("held-out", [held_out]), "--out", tmp_path / "raw-held-out")
+    run("curate", tmp_path / "raw-held-out", "--out", tmp_path / "held-out-pairs")
+    command = ["curate", tmp_path / "raw", "--evaluation", tmp_path / "held-out-pairs"]
+    run(*command, "--out", tmp_path / "pairs")
+    pairs = Dataset.open(str(tmp_path / "pairs"))
+    assert pairs.manifest.pictures == Account(4, 2, {"evaluation_leak": 1, "near_duplicate": 1})
+    assert list(verify(pairs)) == []
+    rows = pairs.shard(0).table.to_pylist()
+    assert [row["url"] for row in rows] == ["images/web-1.png", "images/web-2.png"]
+    assert [c["text"] for c in rows[0]["captions"]] == ["web 1", "web 0"]
+    parents = [parent.digest for parent in pairs.manifest.lineage.parents]
+    held_out_digest = Dataset.open(str(tmp_path / "held-out-pairs")).digest
+    assert held_out_digest not in parents
+    assert pairs.manifest.lineage.config["evaluation"] == [held_out_digest]
+
+    run(*command, "--near-duplicates", "ignore", "--out", tmp_path / "all")
+    assert Dataset.open(str(tmp_path / "all")).manifest.pictures == Account(4, 4, {})
+
+
+def test_an_evaluation_set_without_pictures_is_refused(tmp_path, made, capsys):
+    work = made / "pairs" / ".work" / "plan"
+    command = ["curate", made / "raw", "--out", tmp_path / "p", "--evaluation", work]
+    assert main([str(word) for word in command]) == 2
+    assert "holds 'plan', which has no pictures" in capsys.readouterr().err
 
 
 def test_what_was_taken_down_from_raw_does_not_reach_pairs(tmp_path, make_folder):

@@ -13,6 +13,7 @@ from pipeline.accounting import Account
 from pipeline.captions import web_caption
 from pipeline.curate import SplitConfig, gather, split_of
 from pipeline.errors import ConfigError
+from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
 from pipeline.schemas import HASHES, KEPT, PAIRS, RAW
 
@@ -117,9 +118,11 @@ class Inputs:
             "stored_bytes": [1] * len(self.rows),
             "original_pixels": [1] * len(self.rows),
             "num_captions": [len(row["captions"]) for row in self.rows],
+            "pdq": [None] * len(self.rows),
+            "colours": [None] * len(self.rows),
         }
-        config = PlanConfig(shard_rows=shard_rows)
-        return make_plan(pa.table(hashes, schema=HASHES), np.array(self.shards, int), config)
+        config, near = PlanConfig(shard_rows=shard_rows), NearDuplicateConfig()
+        return make_plan(pa.table(hashes, schema=HASHES), np.array(self.shards, int), config, near)
 
     def slow_pairs(self) -> list[dict]:
         """All pairs in order: the first row of each picture, with the captions of all of them."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError
+from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
 from pipeline.schemas import HASHES, KEPT, PLAN
 
@@ -20,21 +21,28 @@ def name(letter: str | None) -> bytes | None:
     return letter and letter.encode() * 16
 
 
-def row(uid: str, pixels: str | None, *, size=1, original=1, captions=1) -> dict:
+def row(uid: str, pixels: str | None, *, size=1, original=1, captions=1, pdq=None) -> dict:
+    """A row of hashes; `pdq` is the number of bits that are set, from the first one on."""
     return {
         "uid": name(uid),
         "pixels": name(pixels),
         "stored_bytes": size,
         "original_pixels": original,
         "num_captions": captions,
+        "pdq": None if pdq is None else (~(~0 << pdq)).to_bytes(32, "big"),
+        "colours": bytes(48),
     }
 
 
-def plan_of(rows: list[dict], config: PlanConfig | None = None, shards=None) -> pa.Table:
+def plan_of(
+    rows: list[dict], config: PlanConfig | None = None, shards=None, *, held_out=(), **near
+) -> pa.Table:
     """A plan; without `shards` all rows are of input shard 0."""
     hashes = pa.Table.from_pylist(rows, schema=HASHES)
     shards = np.zeros(len(rows), int) if shards is None else np.array(shards, int)
-    plan = make_plan(hashes, shards, config or PlanConfig())
+    evaluation = pa.Table.from_pylist(list(held_out), schema=HASHES)
+    near = NearDuplicateConfig(**near)
+    plan = make_plan(hashes, shards, config or PlanConfig(), near, evaluation)
     assert plan.schema.equals(PLAN)
     return plan
 
@@ -111,6 +119,7 @@ def slow_plan(rows: list[dict], shards: list[int], config: PlanConfig) -> list[d
         {
             "uid": rows[number]["uid"],
             "pixels": rows[number]["pixels"],
+            "cluster": rows[number]["pixels"] if shard is not None else None,
             "output_shard": shard,
             "output_row": row_in_shard,
             "input_shard": shards[number],
@@ -266,8 +275,67 @@ def test_the_plan_does_not_depend_on_how_the_hashes_are_chunked():
     shards = np.array([0, 0, 1, 1, 1])
     whole = pa.Table.from_pylist(rows, schema=HASHES)
     chunks = [HASHES.empty_table(), whole.slice(0, 2), whole.slice(2, 3)]
-    plan = make_plan(whole, shards, PlanConfig())
-    assert make_plan(pa.concat_tables(chunks), shards, PlanConfig()).equals(plan)
+    plan = make_plan(whole, shards, PlanConfig(), NearDuplicateConfig())
+    assert make_plan(pa.concat_tables(chunks), shards, PlanConfig(), NearDuplicateConfig()).equals(
+        plan
+    )
+
+
+def chain() -> list[dict]:
+    """Four pictures, each ten bits from the next; the third is the largest."""
+    sizes = (1, 1, 5, 1)
+    return [
+        row(letter, letter, original=size, pdq=10 * place)
+        for place, (letter, size) in enumerate(zip("abcd", sizes, strict=True))
+    ]
+
+
+def test_near_duplicates_go_to_the_best_that_they_are_themselves_alike_to():
+    plan = plan_of(chain(), near_bits=10)
+    # c is best and takes b and d; a is alike to b alone, which is not kept.
+    assert outcomes_by_input(plan) == [KEPT, "near_duplicate", KEPT, "near_duplicate"]
+    assert plan.column("input_row").to_pylist() == [0, 2, 1, 3]
+    assert plan.column("output_row").to_pylist() == [0, 1, 1, 1]
+    assert set(plan.column("cluster").to_pylist()) == {name("c")}  # and so they are in one split
+
+
+def test_near_duplicates_may_be_kept_together_or_not_be_looked_for():
+    together = plan_of(chain(), near_bits=10, near_duplicates="together")
+    assert outcomes_by_input(together) == [KEPT] * 4
+    assert set(together.column("cluster").to_pylist()) == {name("c")}
+    ignored = plan_of(chain(), near_bits=10, near_duplicates="ignore")
+    assert outcomes_by_input(ignored) == [KEPT] * 4
+    assert ignored.column("cluster").to_pylist() == ignored.column("pixels").to_pylist()
+
+
+def test_an_equal_picture_of_a_near_duplicate_goes_where_that_goes():
+    rows = [*chain()[1:3], row("e", "b", original=0, pdq=10)]
+    plan = plan_of(rows, near_bits=10)
+    assert outcomes_by_input(plan) == ["near_duplicate", KEPT, "near_duplicate"]
+    assert plan.column("output_row").to_pylist() == [0, 0, 0]
+
+
+def test_pictures_without_a_perceptual_hash_are_alike_to_none():
+    rows = [row("a", "a"), row("b", "b"), row("c", "c", pdq=0), row("d", "d", pdq=0)]
+    assert outcomes_by_input(plan_of(rows)) == [KEPT, KEPT, KEPT, "near_duplicate"]
+
+
+def test_what_is_alike_to_a_picture_held_out_is_a_leak_and_what_is_alike_to_a_leak_stays():
+    held_out = [row("y", "y", pdq=30), row("z", "x"), row("a", None)]
+    rows = [*chain(), row("e", "x", captions=3), row("f", "d", pdq=30)]
+    plan = plan_of(rows, near_bits=10, held_out=held_out)
+    leak = "evaluation_leak"
+    assert outcomes_by_input(plan) == [KEPT, "near_duplicate", leak, leak, leak, leak]
+    assert plan.num_rows == len(rows)
+    pictures, captions = left_out(plan)
+    assert pictures == Account(4, 0, {leak: 4})
+    assert captions == Account(6, 0, {f"picture:{leak}": 6})
+
+
+def test_equal_pictures_are_leaks_even_where_near_duplicates_are_ignored():
+    rows = [row("a", "x"), row("b", "y")]
+    plan = plan_of(rows, held_out=[row("z", "x")], near_duplicates="ignore")
+    assert outcomes_by_input(plan) == ["evaluation_leak", KEPT]
 
 
 @pytest.mark.parametrize("wrong", [{"shard_rows": 0}, {"shard_bytes": -1}])
