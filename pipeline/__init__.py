@@ -11,6 +11,7 @@ data flows:
     manners     what servers may ask of a worker: turns, waits, opt-outs
     fetch       the one place where bytes enter a worker
     pictures    bytes to an upright, opaque sRGB JPEG of bounded size
+    colours     whatever a file's pixels are, as opaque 8-bit sRGB
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
     hashes, plan, curate    the three phases of curate
