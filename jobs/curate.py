@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +14,18 @@ from jobs.build import RunLog, build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
+from pipeline.caption_filters import CAPTION_FILTERS, filter_captions, max_pictures
 from pipeline.curate import SplitConfig, gather
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
+from pipeline.filters import Filter, described
 from pipeline.hashes import hash_shard
 from pipeline.lineage import Lineage
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
+from pipeline.recurring import CAPTION_DIGESTS, RECURRING, caption_digests, count_recurring
 from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH
-from pipeline.shard import ShardRecord, commit_table
+from pipeline.shard import ShardRecord, commit_table, new_shard
 from pipeline.storage import Folder
 
 
@@ -30,7 +33,8 @@ from pipeline.storage import Folder
 class Curate:
     """Make `pairs` of one or several `raw`: equal pictures united, captions judged, split.
 
-    Works in three phases, each committed: hashes of all pictures, one plan, the output shards.
+    Works in phases, each committed: hashes of all pictures and captions, one plan, the captions
+    that recur on many pictures, the output shards.
     """
 
     raws: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
@@ -38,6 +42,11 @@ class Curate:
 
     out: str
     """Folder or URI of the dataset `pairs` to make; a job that was stopped goes on there."""
+
+    filters: Literal["none", "default", "strict"] = "default"
+    """Which captions are rejected; their pictures stay: none but empty and endless ones, those that
+    say nothing of the picture, or also what published recipes reject; docs/filters.md has the
+    numbers."""
 
     plan: PlanConfig = field(default_factory=PlanConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -52,7 +61,8 @@ class Curate:
         """Make the dataset, or go on with it."""
         inputs = Inputs([Dataset.open(location, "raw") for location in self.raws])
         folder = Folder.at(self.out)
-        config = asdict(self.plan) | asdict(self.split)
+        filters = described(CAPTION_FILTERS[self.filters])
+        config = asdict(self.plan) | asdict(self.split) | {"filters": filters}
         lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
         draft = Draft.begin(folder, "pairs", PAIRS, lineage)
         if published := draft.whole():
@@ -60,7 +70,8 @@ class Curate:
         with running(self, draft) as log, session(self.cluster):
             hashes = self._hashes(inputs, folder / ".work", lineage, log)
             plan = self._plan(hashes, folder / ".work", lineage, log)
-            return self._gather(inputs, hashes, plan, draft, log)
+            recurring = self._recurring(hashes, plan, folder / ".work", log)
+            return self._gather(inputs, hashes, plan, recurring, draft, log)
 
     def _hashes(self, inputs: "Inputs", work: Folder, lineage: Lineage, log: RunLog) -> Dataset:
         lineage = Lineage("hash", {}, lineage.parents)
@@ -76,8 +87,27 @@ class Curate:
         pool = replace(self.pool, publish_incomplete=False)
         return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="plan")
 
+    def _recurring(
+        self, hashes: Dataset, plan: Dataset, work: Folder, log: RunLog
+    ) -> Dataset | None:
+        """The captions of so many pictures that a filter rejects them; None without the filter."""
+        bound = max_pictures(CAPTION_FILTERS[self.filters])
+        if bound is None:
+            return None
+        lineage = Lineage("recurring", {"more_than": bound}, (hashes.as_parent, plan.as_parent))
+        draft = Draft.begin(work / "recurring", "recurring", RECURRING, lineage)
+        make = partial(_recurring_worker, hashes, plan, draft.folder, bound)
+        pool = replace(self.pool, publish_incomplete=False)  # as of the plan
+        return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="recurring")
+
     def _gather(
-        self, inputs: "Inputs", hashes: Dataset, plan: Dataset, draft: Draft, log: RunLog
+        self,
+        inputs: "Inputs",
+        hashes: Dataset,
+        plan: Dataset,
+        recurring: Dataset | None,
+        draft: Draft,
+        log: RunLog,
     ) -> Dataset:
         table = plan.shard(0).table
         by_shard = table.filter(pc.is_valid(table.column("output_shard"))).group_by("output_shard")
@@ -88,7 +118,15 @@ class Curate:
         return build(
             draft,
             tasks,
-            partial(_gather_worker, inputs, plan, draft.folder, self.split),
+            partial(
+                _gather_worker,
+                inputs,
+                plan,
+                recurring,
+                draft.folder,
+                self.split,
+                CAPTION_FILTERS[self.filters],
+            ),
             self.pool,
             log,
             phase="gather",
@@ -133,8 +171,14 @@ class Inputs:
 def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
     def work(task: Task) -> ShardRecord:
         # Every byte is checked here, so that the phases after this one need not.
-        hashes = hash_shard(inputs.open(task.number, verify=True))
-        return _commit_all(out, task.number, "hashes", hashes)
+        raw = inputs.open(task.number, verify=True)
+        with new_shard(out, task.number) as shard:
+            shard.open(HASHES, ROWS_PER_BATCH["hashes"]).write(hash_shard(raw))
+            captions = shard.open(
+                CAPTION_DIGESTS, ROWS_PER_BATCH["caption_digests"], attachment="captions"
+            )
+            captions.write(caption_digests(raw.table.column("captions")))
+            return shard.commit(pictures=Account.all_kept(raw.table.num_rows))
 
     return work
 
@@ -149,14 +193,32 @@ def _plan_worker(hashes: Dataset, out: Folder, config: PlanConfig) -> Callable[[
     return work
 
 
+def _recurring_worker(
+    hashes: Dataset, plan: Dataset, out: Folder, more_than: int
+) -> Callable[[Task], ShardRecord]:
+    def work(task: Task) -> ShardRecord:
+        digests = ((number, hashes.attachment(number, "captions")) for number in hashes.records)
+        table = count_recurring(plan.shard(0).table, digests, more_than)
+        return _commit_all(out, task.number, "recurring", table)
+
+    return work
+
+
 def _gather_worker(
-    inputs: Inputs, plan: Dataset, out: Folder, split: SplitConfig
+    inputs: Inputs,
+    plan: Dataset,
+    recurring: Dataset | None,
+    out: Folder,
+    split: SplitConfig,
+    filters: Sequence[Filter],
 ) -> Callable[[Task], ShardRecord]:
     table = plan.shard(0).table
+    often = recurring.shard(0).table if recurring else RECURRING.empty_table()
+    judge = partial(filter_captions, filters=filters, recurring=often)
 
     def work(task: Task) -> ShardRecord:
         rows = rows_of_shard(table, task.number)
-        curated = gather(rows, lambda n: inputs.open(n).table, split, inputs.is_down)
+        curated = gather(rows, lambda n: inputs.open(n).table, split, inputs.is_down, judge)
         return commit_table(
             out,
             task.number,

@@ -1,10 +1,10 @@
 """`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,7 +17,9 @@ from pipeline.download import download
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchConfig, Fetcher, FolderFetcher, HttpFetcher
+from pipeline.filters import Filter, described
 from pipeline.lineage import Lineage, Parent
+from pipeline.picture_filters import PICTURE_FILTERS
 from pipeline.pictures import PictureConfig
 from pipeline.schemas import LEDGER, RAW, ROWS_PER_BATCH, SOURCE
 from pipeline.shard import ShardRecord, commit_table, new_shard
@@ -48,6 +50,10 @@ class Ingest:
     shard_rows: int = 1024
     """Rows of the source a shard."""
 
+    filters: Literal["none", "default", "strict"] = "default"
+    """Which pictures are dropped: none, those that show nothing (animated, tiny, strips, of one
+    colour), or also what published recipes drop; docs/filters.md has the numbers."""
+
     columns: SourceColumns = field(default_factory=SourceColumns)
     picture: PictureConfig = field(default_factory=PictureConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
@@ -68,6 +74,7 @@ class Ingest:
                 "shard_rows": self.shard_rows,
                 "max_download_bytes": self.fetch.max_download_bytes,
                 "ignore_opt_out": self.fetch.ignore_opt_out,
+                "filters": described(PICTURE_FILTERS[self.filters]),
                 **asdict(self.picture),
             },
             (Parent("source", source.digest()),),
@@ -83,7 +90,14 @@ class Ingest:
                 for r in slices.manifest.records
             ]
             make_worker = partial(
-                _worker, slices, folder, self.picture, self.fetch, source.folder, self.shard_rows
+                _worker,
+                slices,
+                folder,
+                self.picture,
+                PICTURE_FILTERS[self.filters],
+                self.fetch,
+                source.folder,
+                self.shard_rows,
             )
             with session(self.cluster):
                 raw = build(draft, tasks, make_worker, self.pool, log, phase="fetch")
@@ -118,6 +132,7 @@ def _worker(
     slices: Dataset,
     out: Folder,
     picture: PictureConfig,
+    filters: Sequence[Filter],
     fetch: FetchConfig,
     folder: Path | None,
     shard_rows: int,
@@ -129,7 +144,14 @@ def _worker(
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
-        got = download(slice_, task.number * shard_rows, fetcher, picture, threads=fetch.threads)
+        got = download(
+            slice_,
+            task.number * shard_rows,
+            fetcher,
+            picture,
+            threads=fetch.threads,
+            filters=filters,
+        )
         with new_shard(out, task.number) as shard:
             shard.open(RAW, ROWS_PER_BATCH["raw"]).write(got.raw)
             shard.open(LEDGER, ROWS_PER_BATCH["ledger"], attachment="ledger").write(got.ledger)

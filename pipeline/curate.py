@@ -64,6 +64,9 @@ def gather(
     open_input: Callable[[int], pa.Table],
     split: SplitConfig,
     is_down: Callable[[int, bytes], bool] = lambda number, uid: False,
+    filter_captions: Callable[[list[list[Caption]]], list[list[Caption]]] = lambda captions: (
+        captions
+    ),
 ) -> Curated:
     """Make one output shard.
 
@@ -73,6 +76,7 @@ def gather(
         split: see there.
         is_down: whether a uid was taken down from an input shard after the plan was made. Copies of
             a kept picture that is down go with it.
+        filter_captions: rejects captions of kept pictures, which are normalised and united.
     """
     tables = {number: open_input(number) for number in set(plan.column("input_shard").to_pylist())}
     groups = _groups(plan, is_down)
@@ -96,6 +100,7 @@ def gather(
     kept = plan.filter(pa.array([outcome == KEPT for outcome in outcomes], pa.bool_()))
     pairs = _take(kept, tables, RAW.names)
     columns = {name: pairs.column(name) for name in RAW.names}
+    captions = filter_captions(captions)
     columns["captions"] = pa.array(captions, RAW.field("captions").type)
     pixels = kept.column("pixels").to_pylist()
     columns["split"] = pa.array([split_of(digest, split) for digest in pixels], pa.string())

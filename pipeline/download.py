@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import pyarrow as pa
 from pipeline.accounting import Account
 from pipeline.captions import web_caption
 from pipeline.fetch import Fetcher, FetchFault
+from pipeline.filters import Filter, judged
+from pipeline.picture_filters import FACTS
 from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
 from pipeline.schemas import KEPT, LEDGER, RAW
 
@@ -43,7 +46,13 @@ class Downloaded:
 
 
 def download(
-    slice_: pa.Table, first_row: int, fetch: Fetcher, config: PictureConfig, *, threads: int
+    slice_: pa.Table,
+    first_row: int,
+    fetch: Fetcher,
+    config: PictureConfig,
+    *,
+    threads: int,
+    filters: Sequence[Filter] = (),
 ) -> Downloaded:
     """Fetch, decode and reduce the pictures of one slice.
 
@@ -53,12 +62,15 @@ def download(
         fetch: gets the bytes behind a location.
         config: how pictures are stored.
         threads: fetches at once.
+        filters: a picture that one of them refuses is dropped (`picture_filters.FACTS`).
     """
     arrived: dict[int, StoredPicture] = {}
     outcomes = ["failed:internal"] * slice_.num_rows
     _run_downloader(
         slice_.column("url").to_pylist(), _guarded(fetch), config, threads, outcomes, arrived
     )
+    for row, outcome in zip(arrived, judged(_facts(arrived.values()), filters, KEPT), strict=True):
+        outcomes[row] = outcome
     captions = slice_.column("captions").to_pylist()
     kept = [row for row, outcome in enumerate(outcomes) if outcome == KEPT]
     return Downloaded(
@@ -154,6 +166,14 @@ def _run_downloader(
             user_agent_token=None,
             disallowed_header_directives=None,
         ).download_shard((0, str(slice_file)))
+
+
+def _facts(pictures: Iterable[StoredPicture]) -> pa.Table:
+    rows = [
+        (*picture.original_size_px, picture.animated, picture.colour_range) for picture in pictures
+    ]
+    columns = zip(*rows, strict=True) if rows else [[] for _ in FACTS]
+    return pa.table([list(column) for column in columns], schema=FACTS)
 
 
 def _raw_table(rows: pa.Table, pictures: list[StoredPicture]) -> pa.Table:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.captions import bounded
 from pipeline.schemas import SOURCE
 
 
@@ -15,14 +16,17 @@ def source_rows(
 
     Args:
         locations: URLs, or paths in the source.
-        captions: of each location.
+        captions: of each location; each is cut to the bound of `captions.bounded`.
         uid: names a picture by its location.
     """
     return pa.table(
         {
             "uid": pa.array([uid(location) for location in locations], SOURCE.field("uid").type),
             "url": pa.array(locations, pa.string()),
-            "captions": pa.array(captions, pa.list_(pa.string())),
+            "captions": pa.array(
+                [[bounded(caption) for caption in some] for some in captions],
+                pa.list_(pa.string()),
+            ),
         },
         schema=SOURCE,
     )
@@ -36,9 +40,9 @@ def caption_list(cell: Any) -> list[str]:
 
 
 def text(cell: Any) -> str:
-    """A cell as text: null is empty, and bytes that are no UTF-8 are replaced."""
+    """A cell as text: null is empty, and what UTF-8 cannot hold is replaced."""
     if cell is None:
         return ""
     if isinstance(cell, bytes):
         return cell.decode("utf-8", errors="replace")
-    return str(cell)
+    return str(cell).encode("utf-8", errors="replace").decode("utf-8")
