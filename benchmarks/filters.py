@@ -1,6 +1,6 @@
 """Counts what each filter drops of a folder with pairs.jsonl; docs/filters.md has it for clipart.
 
-    python benchmarks/filters.py FOLDER [--examples]
+    python benchmarks/filters.py FOLDER [--examples] [--languages en ...]
 
 Each filter is asked alone, of all pictures or captions, and then the set as the jobs apply it, the
 first filter that refuses one giving the reason. Pictures are decoded as ingest does, equal ones are
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.caption_filters import CAPTION_FILTERS, JUDGED
 from pipeline.captions import judge, web_caption
 from pipeline.filters import Filter, judged
+from pipeline.languages import LanguageFilter
 from pipeline.picture_filters import FACTS, PICTURE_FILTERS
 from pipeline.pictures import PictureConfig, PictureFault, decode_stored, pixel_digest, store
 from pipeline.schemas import KEPT
@@ -73,7 +74,9 @@ def main() -> None:
     parser.add_argument(
         "--examples", action="store_true", help="show three captions of each reason"
     )
+    parser.add_argument("--languages", nargs="*", default=(), help="those of curate, such as en")
     options = parser.parse_args()
+    language = (LanguageFilter(languages=tuple(options.languages)),) if options.languages else ()
     rows = list(pictures(options.folder))
     facts = pa.table([list(c) for c in zip(*(row[1] for row in rows), strict=True)], schema=FACTS)
     for name in ("default", "strict"):
@@ -84,7 +87,12 @@ def main() -> None:
         often = Counter(texts)
         columns = [pa.array(texts, pa.string()), [often[text] for text in texts]]
         table = pa.table(columns, schema=JUDGED)
-        show(f"captions, {name}", table, CAPTION_FILTERS[name], texts if options.examples else ())
+        show(
+            f"captions, {name}",
+            table,
+            (*CAPTION_FILTERS[name], *language),
+            texts if options.examples else (),
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.filters import Filter, described
 from pipeline.hashes import hash_shard
+from pipeline.languages import LanguageFilter
 from pipeline.lineage import Lineage
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
 from pipeline.recurring import CAPTION_DIGESTS, RECURRING, caption_digests, count_recurring
@@ -48,6 +49,10 @@ class Curate:
     say nothing of the picture, or also what published recipes reject; docs/filters.md has the
     numbers."""
 
+    languages: tuple[str, ...] = ()
+    """Languages of the captions to keep, by their codes in ISO 639-1, such as `en de`; none named
+    keeps all. Needs `pip install 'viaduct[language]'`."""
+
     plan: PlanConfig = field(default_factory=PlanConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -56,13 +61,19 @@ class Curate:
     def __post_init__(self) -> None:
         if not self.raws:
             raise ConfigError("raws: name at least one dataset of kind 'raw'")
+        _ = self._filters  # a language that nobody knows is told before any work
+
+    @property
+    def _filters(self) -> tuple[Filter, ...]:
+        chosen = CAPTION_FILTERS[self.filters]
+        return (*chosen, LanguageFilter(languages=self.languages)) if self.languages else chosen
 
     def run(self) -> Dataset:
         """Make the dataset, or go on with it."""
         inputs = Inputs([Dataset.open(location, "raw") for location in self.raws])
         folder = Folder.at(self.out)
-        filters = described(CAPTION_FILTERS[self.filters])
-        config = asdict(self.plan) | asdict(self.split) | {"filters": filters}
+        filters = {"filters": described(self._filters)}
+        config = asdict(self.plan) | asdict(self.split) | filters
         lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
         draft = Draft.begin(folder, "pairs", PAIRS, lineage)
         if published := draft.whole():
@@ -91,7 +102,7 @@ class Curate:
         self, hashes: Dataset, plan: Dataset, work: Folder, log: RunLog
     ) -> Dataset | None:
         """The captions of so many pictures that a filter rejects them; None without the filter."""
-        bound = max_pictures(CAPTION_FILTERS[self.filters])
+        bound = max_pictures(self._filters)
         if bound is None:
             return None
         lineage = Lineage("recurring", {"more_than": bound}, (hashes.as_parent, plan.as_parent))
@@ -125,7 +136,7 @@ class Curate:
                 recurring,
                 draft.folder,
                 self.split,
-                CAPTION_FILTERS[self.filters],
+                self._filters,
             ),
             self.pool,
             log,

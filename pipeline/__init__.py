@@ -14,7 +14,7 @@ data flows:
     colours     whatever a file's pixels are, as opaque 8-bit sRGB
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
-    filters, picture_filters, caption_filters   what pictures and captions have to be
+    filters, picture_filters, caption_filters, languages   what pictures and captions have to be
     hashes, plan, recurring, curate     the phases of curate
     features    image tokens as fixed-shape tensors
     order       which pictures a step trains on, and all that is drawn by chance

@@ -84,6 +84,20 @@ def test_pictures_and_captions_are_dropped_by_reason_and_add_up(tmp_path, source
     assert max(map(len, found)) <= 10_000
 
 
+def test_captions_in_other_languages_are_rejected_and_an_unknown_one_is_told(
+    tmp_path, source, capsys
+):
+    raw, pairs = tmp_path / "raw", tmp_path / "pairs"
+    run("ingest", source, "--out", raw)
+    wrong = ["curate", str(raw), "--out", str(pairs), "--languages", "en", "english"]
+    assert main(wrong) == 2
+    assert "languages: 'english' is none of" in capsys.readouterr().err.splitlines()[-1]
+    run("curate", raw, "--out", pairs, "--filters", "none", "--languages", "ru")
+    captions = Dataset.open(str(pairs)).manifest.captions
+    other = {"duplicate": 1, "rejected:empty": 1, "rejected:too_long": 1}
+    assert captions == Account(70, 0, {**other, "rejected:language": 67})
+
+
 def test_without_filters_only_what_cannot_be_a_caption_is_rejected(tmp_path, source):
     run("ingest", source, "--out", tmp_path / "raw", "--filters", "none")
     raw = Dataset.open(str(tmp_path / "raw"))
