@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +14,21 @@ from jobs.build import RunLog, build, running
 from jobs.cluster import ClusterConfig, session
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
+from pipeline.caption_filters import CAPTION_FILTERS, filter_captions, max_pictures
 from pipeline.curate import SplitConfig, gather
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.extra import extra_of, united_type, widened
+from pipeline.filters import Filter, described
 from pipeline.hashes import hash_shard
+from pipeline.languages import LanguageFilter
 from pipeline.lineage import Lineage
 from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.plan import PlanConfig, left_out, make_plan, rows_of_shard
+from pipeline.recurring import CAPTION_DIGESTS, RECURRING, caption_digests, count_recurring
 from pipeline.schemas import HASHES, PAIRS, PLAN, ROWS_PER_BATCH, with_extra
-from pipeline.shard import ShardRecord, commit_table
+from pipeline.shard import ShardRecord, commit_table, new_shard
 from pipeline.storage import Folder
 
 
@@ -32,7 +36,8 @@ from pipeline.storage import Folder
 class Curate:
     """Make `pairs` of one or several `raw`: what is alike united, captions judged, split.
 
-    Works in three phases, each committed: hashes of all pictures, one plan, the output shards.
+    Works in phases, each committed: hashes of all pictures and captions, one plan, the captions
+    that recur on many pictures, the output shards.
     """
 
     raws: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
@@ -45,6 +50,15 @@ class Curate:
     """Datasets with pictures (`raw` or `pairs`) that something will be evaluated on: what equals
     one of them or is alike is left out."""
 
+    filters: Literal["none", "default", "strict"] = "default"
+    """Which captions are rejected; their pictures stay: none but empty and endless ones, those that
+    say nothing of the picture, or also what published recipes reject; docs/filters.md has the
+    numbers."""
+
+    languages: tuple[str, ...] = ()
+    """Languages of the captions to keep, by their codes in ISO 639-1, such as `en de`; none named
+    keeps all. Needs `pip install 'viaduct[language]'`."""
+
     plan: PlanConfig = field(default_factory=PlanConfig)
     near: NearDuplicateConfig = field(default_factory=NearDuplicateConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -54,6 +68,12 @@ class Curate:
     def __post_init__(self) -> None:
         if not self.raws:
             raise ConfigError("raws: name at least one dataset of kind 'raw'")
+        _ = self._filters  # a language that nobody knows is told before any work
+
+    @property
+    def _filters(self) -> tuple[Filter, ...]:
+        chosen = CAPTION_FILTERS[self.filters]
+        return (*chosen, LanguageFilter(languages=self.languages)) if self.languages else chosen
 
     def run(self) -> Dataset:
         """Make the dataset, or go on with it."""
@@ -61,6 +81,7 @@ class Curate:
         folder = Folder.at(self.out)
         held_out = Inputs([_with_pictures(location) for location in self.evaluation])
         config = asdict(self.plan) | asdict(self.near) | asdict(self.split)
+        config["filters"] = described(self._filters)
         config["evaluation"] = [dataset.digest for dataset in held_out.datasets]
         lineage = Lineage("curate", config, tuple(d.as_parent for d in inputs.datasets))
         draft = Draft.begin(folder, "pairs", with_extra(PAIRS, inputs.extra), lineage)
@@ -73,7 +94,8 @@ class Curate:
             if self.evaluation:  # all of it: what is missing there would not be missed
                 evaluation = self._hashes(held_out, work / "evaluation", log, incomplete=False)
             plan = self._plan(hashes, evaluation, work / "plan", log)
-            return self._gather(inputs, hashes, plan, draft, log)
+            recurring = self._recurring(hashes, plan, work / "recurring", log)
+            return self._gather(inputs, hashes, plan, recurring, draft, log)
 
     def _hashes(
         self, inputs: "Inputs", out: Folder, log: RunLog, *, incomplete: bool = True
@@ -96,8 +118,27 @@ class Curate:
         pool = replace(self.pool, publish_incomplete=False)
         return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="plan")
 
+    def _recurring(
+        self, hashes: Dataset, plan: Dataset, out: Folder, log: RunLog
+    ) -> Dataset | None:
+        """The captions of so many pictures that a filter rejects them; None without the filter."""
+        bound = max_pictures(self._filters)
+        if bound is None:
+            return None
+        lineage = Lineage("recurring", {"more_than": bound}, (hashes.as_parent, plan.as_parent))
+        draft = Draft.begin(out, "recurring", RECURRING, lineage)
+        make = partial(_recurring_worker, hashes, plan, draft.folder, bound)
+        pool = replace(self.pool, publish_incomplete=False)  # as of the plan
+        return build(draft, [Task(0, hashes.num_rows)], make, pool, log, phase="recurring")
+
     def _gather(
-        self, inputs: "Inputs", hashes: Dataset, plan: Dataset, draft: Draft, log: RunLog
+        self,
+        inputs: "Inputs",
+        hashes: Dataset,
+        plan: Dataset,
+        recurring: Dataset | None,
+        draft: Draft,
+        log: RunLog,
     ) -> Dataset:
         table = plan.shard(0).table
         by_shard = table.filter(pc.is_valid(table.column("output_shard"))).group_by("output_shard")
@@ -108,7 +149,15 @@ class Curate:
         return build(
             draft,
             tasks,
-            partial(_gather_worker, inputs, plan, draft.folder, self.split),
+            partial(
+                _gather_worker,
+                inputs,
+                plan,
+                recurring,
+                draft.folder,
+                self.split,
+                self._filters,
+            ),
             self.pool,
             log,
             phase="gather",
@@ -162,8 +211,14 @@ class Inputs:
 def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
     def work(task: Task) -> ShardRecord:
         # Every byte is checked here, so that the phases after this one need not.
-        hashes = hash_shard(inputs.open(task.number, verify=True))
-        return _commit_all(out, task.number, "hashes", hashes)
+        raw = inputs.open(task.number, verify=True)
+        with new_shard(out, task.number) as shard:
+            shard.open(HASHES, ROWS_PER_BATCH["hashes"]).write(hash_shard(raw))
+            captions = shard.open(
+                CAPTION_DIGESTS, ROWS_PER_BATCH["caption_digests"], attachment="captions"
+            )
+            captions.write(caption_digests(raw.table.column("captions")))
+            return shard.commit(pictures=Account.all_kept(raw.table.num_rows))
 
     return work
 
@@ -198,14 +253,34 @@ def _with_pictures(location: str) -> Dataset:
     return dataset
 
 
+def _recurring_worker(
+    hashes: Dataset, plan: Dataset, out: Folder, more_than: int
+) -> Callable[[Task], ShardRecord]:
+    def work(task: Task) -> ShardRecord:
+        digests = ((number, hashes.attachment(number, "captions")) for number in hashes.records)
+        table = count_recurring(plan.shard(0).table, digests, more_than)
+        return _commit_all(out, task.number, "recurring", table)
+
+    return work
+
+
 def _gather_worker(
-    inputs: Inputs, plan: Dataset, out: Folder, split: SplitConfig
+    inputs: Inputs,
+    plan: Dataset,
+    recurring: Dataset | None,
+    out: Folder,
+    split: SplitConfig,
+    filters: Sequence[Filter],
 ) -> Callable[[Task], ShardRecord]:
     table = plan.shard(0).table
+    often = recurring.shard(0).table if recurring else RECURRING.empty_table()
+    judge = partial(filter_captions, filters=filters, recurring=often)
 
     def work(task: Task) -> ShardRecord:
         rows = rows_of_shard(table, task.number)
-        curated = gather(rows, inputs.rows, split, inputs.is_down, inputs.extra)
+        curated = gather(
+            rows, inputs.rows, split, inputs.is_down, extra=inputs.extra, filter_captions=judge
+        )
         return commit_table(
             out,
             task.number,

@@ -1,10 +1,10 @@
 """`viaduct ingest`: the pictures of a source into `raw`, with a ledger of all its rows."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,7 +17,9 @@ from pipeline.download import download
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.fetch import FetchConfig, Fetcher
+from pipeline.filters import Filter, described
 from pipeline.lineage import Lineage, Parent
+from pipeline.picture_filters import PICTURE_FILTERS
 from pipeline.pictures import PictureConfig
 from pipeline.retry import RetrySource
 from pipeline.schemas import RAW, ROWS_PER_BATCH, SLICE, with_extra
@@ -62,6 +64,10 @@ class Ingest:
     shard_rows: int = 1024
     """Rows of the source a shard."""
 
+    filters: Literal["none", "default", "strict"] = "default"
+    """Which pictures are dropped: none, those that show nothing (animated, tiny, strips, of one
+    colour), or also what published recipes drop; docs/filters.md has the numbers."""
+
     columns: SourceColumns = field(default_factory=SourceColumns)
     picture: PictureConfig = field(default_factory=PictureConfig)
     fetch: FetchConfig = field(default_factory=FetchConfig)
@@ -90,7 +96,13 @@ class Ingest:
                 for r in slices.manifest.records
             ]
             make_worker = partial(
-                _worker, slices, folder, self.picture, self.fetch, source.open_fetcher
+                _worker,
+                slices,
+                folder,
+                self.picture,
+                PICTURE_FILTERS[self.filters],
+                self.fetch,
+                source.open_fetcher,
             )
             with session(self.cluster):
                 raw = build(draft, tasks, make_worker, self.pool, log, phase="fetch")
@@ -122,6 +134,7 @@ class Ingest:
             "max_download_bytes": self.fetch.max_download_bytes,
             "ignore_opt_out": self.fetch.ignore_opt_out,
             "locations": source.locations,
+            "filters": described(PICTURE_FILTERS[self.filters]),
             **asdict(self.picture),
         }
         if isinstance(source, RetrySource):
@@ -159,6 +172,7 @@ def _worker(
     slices: Dataset,
     out: Folder,
     picture: PictureConfig,
+    filters: Sequence[Filter],
     fetch: FetchConfig,
     open_fetcher: Callable[[FetchConfig], Fetcher],
 ) -> Callable[[Task], ShardRecord]:
@@ -174,6 +188,7 @@ def _worker(
             threads=fetch.threads,
             per_host=fetch.per_host,
             timeout_s=fetch.shard_timeout_s,
+            filters=filters,
         )
         with new_shard(out, task.number) as shard:
             shard.open(got.raw.schema, ROWS_PER_BATCH["raw"]).write(got.raw)

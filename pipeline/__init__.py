@@ -16,10 +16,12 @@ data flows:
     manners     what servers may ask of a worker: waits, opt-outs
     fetch       the one place where bytes enter a worker
     pictures    bytes to an upright, opaque sRGB JPEG of bounded size
+    colours     whatever a file's pixels are, as opaque 8-bit sRGB
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
-    hashes, plan, curate    the three phases of curate
     near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
+    filters, picture_filters, caption_filters, languages   what pictures and captions have to be
+    hashes, plan, recurring, curate     the phases of curate
     features    image tokens as fixed-shape tensors
     order       which pictures a step trains on, and all that is drawn by chance
     loader      batches out of features and captions

@@ -1,5 +1,6 @@
 """Captions: one text each with its source and its status."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
@@ -7,6 +8,12 @@ from typing import Any, TypedDict
 import pyarrow as pa
 
 from pipeline.schemas import KEPT
+
+MAX_CHARS = 10_000
+"""Longest caption taken, in characters as the source gave them; a longer one is no caption, and a
+table of them would fill the memory."""
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""The Unicode categories Cc and Cs."""
 
 
 class Caption(TypedDict):
@@ -22,21 +29,28 @@ def web_caption(text: str) -> Caption:
     return Caption(text=text, source="web", status=KEPT)
 
 
+def bounded(text: str) -> str:
+    """A text that is too long cut to one character over the bound, by which `judge` knows it."""
+    return text[: MAX_CHARS + 1]
+
+
 def normalise(text: str) -> str:
     """NFC, control characters gone, runs of white space made one space.
 
     A caption that says nothing becomes empty. Scripts that need joiners keep them: only the
     Unicode categories Cc (control) and Cs (lone surrogates) go.
     """
-    text = unicodedata.normalize("NFC", text)
-    kept = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    return " ".join("".join(kept).split())
+    return " ".join(_CONTROLS.sub(" ", unicodedata.normalize("NFC", text)).split())
 
 
 def judge(caption: Caption) -> Caption:
-    """The caption with its text normalised; rejected where nothing is left of it."""
-    text = normalise(caption["text"])
-    status = caption["status"] if text else "rejected:empty"
+    """The caption with its text normalised; rejected where nothing is left of it, or too much."""
+    text = normalise(caption["text"][:MAX_CHARS])
+    status = caption["status"]
+    if not text:
+        status = "rejected:empty"
+    elif status == KEPT and len(caption["text"]) > MAX_CHARS:
+        status = "rejected:too_long"
     return Caption(text=text, source=caption["source"], status=status)
 
 

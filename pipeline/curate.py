@@ -65,6 +65,9 @@ def gather(
     split: SplitConfig,
     is_down: Callable[[int, bytes], bool] = lambda number, uid: False,
     extra: pa.StructType | None = None,
+    filter_captions: Callable[[list[list[Caption]]], list[list[Caption]]] = lambda captions: (
+        captions
+    ),
 ) -> Curated:
     """Make one output shard.
 
@@ -76,6 +79,7 @@ def gather(
             a kept picture that is down go with it.
         extra: the type of the inputs' column `extra`, where they have one. That of the kept picture
             stays; of those united with it the captions alone.
+        filter_captions: rejects captions of kept pictures, which are normalised and united.
     """
     tables = {number: open_input(number) for number in set(plan.column("input_shard").to_pylist())}
     groups = _groups(plan, is_down)
@@ -100,6 +104,7 @@ def gather(
     raw = with_extra(RAW, extra)
     pairs = _take(kept, tables, raw, raw.names)
     columns = {name: pairs.column(name) for name in raw.names}
+    captions = filter_captions(captions)
     columns["captions"] = pa.array(captions, RAW.field("captions").type)
     clusters = kept.column("cluster").to_pylist()
     columns["split"] = pa.array([split_of(digest, split) for digest in clusters], pa.string())

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import types
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from pipeline.accounting import Account
 from pipeline.captions import web_caption
 from pipeline.deadlines import ShardTime, on_time_of
 from pipeline.fetch import SHARD_DEADLINE, Fetcher, FetchFault, host_of
+from pipeline.filters import Filter, judged
+from pipeline.picture_filters import FACTS
 from pipeline.pictures import PictureConfig, PictureFault, StoredPicture, store
 from pipeline.schemas import EXTRA, KEPT, LEDGER, RAW, extra_type, with_extra
 from pipeline.turns import RowQueue
@@ -55,6 +58,7 @@ def download(
     threads: int,
     per_host: int | None = None,
     timeout_s: float = math.inf,
+    filters: Sequence[Filter] = (),
 ) -> Downloaded:
     """Fetch, decode and reduce the pictures of one slice.
 
@@ -66,6 +70,7 @@ def download(
         per_host: threads at once that are busy with rows of one host; None is all.
         timeout_s: longest time to wait for fetches; rows that are not there by then are
             `failed:deadline`.
+        filters: a picture that one of them refuses is dropped (`picture_filters.FACTS`).
     """
     arrived: dict[int, StoredPicture] = {}
     outcomes = ["failed:internal"] * slice_.num_rows
@@ -79,6 +84,8 @@ def download(
         outcomes,
         arrived,
     )
+    for row, outcome in zip(arrived, judged(_facts(arrived.values()), filters, KEPT), strict=True):
+        outcomes[row] = outcome
     captions = slice_.column("captions").to_pylist()
     kept = [row for row, outcome in enumerate(outcomes) if outcome == KEPT]
     return Downloaded(
@@ -204,6 +211,14 @@ def _run_downloader(
             user_agent_token=None,
             disallowed_header_directives=None,
         ).download_shard((0, str(slice_file)))
+
+
+def _facts(pictures: Iterable[StoredPicture]) -> pa.Table:
+    rows = [
+        (*picture.original_size_px, picture.animated, picture.colour_range) for picture in pictures
+    ]
+    columns = zip(*rows, strict=True) if rows else [[] for _ in FACTS]
+    return pa.table([list(column) for column in columns], schema=FACTS)
 
 
 def _raw_table(rows: pa.Table, pictures: list[StoredPicture]) -> pa.Table:

@@ -5,10 +5,12 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from pipeline.colours import in_channels, opaque, to_srgb
 from pipeline.errors import ConfigError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -24,7 +26,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF's orientations to what undoes them."""
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_ON_SIDE = (5, 6, 7, 8)
+_SIDES_KEPT = 2
+"""A JPEG is decoded at no less than so many times the sides that it is stored at."""
+_ANIMATING = ("GIF", "PNG", "WEBP", "AVIF")
+"""Formats whose further frames are an animation; in the others they are pages or views."""
 
 
 class PictureFault(Exception):
@@ -65,10 +71,14 @@ class StoredPicture:
     """Width and height."""
     original_size_px: tuple[int, int]
     """Width and height upright, as it arrived."""
+    animated: bool
+    """Whether it was the first of an animation's frames."""
+    colour_range: int
+    """The largest difference between two of its pixels in a channel, 0 to 255."""
 
 
 def store(data: bytes, config: PictureConfig) -> StoredPicture:
-    """Decode a picture and make it what datasets hold.
+    """Decode a picture and make it what datasets hold; of several frames the first.
 
     Args:
         data: the bytes of a picture file.
@@ -78,19 +88,22 @@ def store(data: bytes, config: PictureConfig) -> StoredPicture:
         PictureFault: `failed:not_a_picture`, `failed:truncated`, `failed:decode`,
             `dropped:too_many_pixels`, `dropped:too_long` or `dropped:too_large_stored`.
     """
-    picture = _decode(data, config.max_decoded_px)
-    original = picture.size
-    # Reduced before it is composited: Pillow resizes premultiplied, so the result is the same,
-    # at a third of the memory for a large transparent picture.
-    picture = _opaque(_reduced(picture, config.short_side_px))
+    decoded = _decode(data, config)
+    picture = decoded.picture
     if max(picture.size) > _LONGEST_JPEG_PX:
         raise PictureFault("dropped:too_long")
-    picture.info = {}  # comments and the like would come along
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=config.jpeg_quality)
     if buffer.tell() > config.max_stored_bytes:
         raise PictureFault("dropped:too_large_stored")
-    return StoredPicture(buffer.getvalue(), picture.size, original)
+    ranges = cast(tuple[tuple[int, int], ...], picture.getextrema())
+    return StoredPicture(
+        jpeg=buffer.getvalue(),
+        size_px=picture.size,
+        original_size_px=decoded.original_size_px,
+        animated=decoded.animated,
+        colour_range=max(high - low for low, high in ranges),
+    )
 
 
 def decode_stored(jpeg: bytes) -> Image.Image:
@@ -124,17 +137,23 @@ def pixel_digest(picture: Image.Image) -> bytes:
     return sha.digest()[:16]
 
 
-def _decode(data: bytes, max_px: int) -> Image.Image:
-    """An upright picture in sRGB, RGB or RGBA."""
+@dataclass(frozen=True)
+class _Decoded:
+    picture: Image.Image
+    """Reduced, upright, RGB in sRGB, nothing beside its pixels."""
+    original_size_px: tuple[int, int]
+    animated: bool
+
+
+def _decode(data: bytes, config: PictureConfig) -> _Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
             Image.MAX_IMAGE_PIXELS = None  # ours counts, not Pillow's own bound
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if picture.width * picture.height > max_px:
-                raise PictureFault("dropped:too_many_pixels")
-            picture.load()
-            return _to_srgb(_upright(picture))
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+                if file.width * file.height > config.max_decoded_px:
+                    raise PictureFault("dropped:too_many_pixels")
+                return _finished(file, config.short_side_px)
     except PictureFault:
         raise
     except UnidentifiedImageError:
@@ -144,63 +163,33 @@ def _decode(data: bytes, max_px: int) -> Image.Image:
         raise PictureFault(f"failed:{kind}") from error
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; whatever else stands there does not matter."""
-    turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
-    return picture if turn is None else picture.transpose(turn)
+def _finished(file: ImageFile.ImageFile, short_side_px: int) -> _Decoded:
+    """Decode an opened file. Reduced as early as can be: what follows works on few pixels."""
+    width, height = file.size
+    size = _stored_size(file.size, short_side_px)
+    box = None
+    if size != file.size:  # a JPEG may leave out what the reduction would; for others no effect
+        draft = file.draft(None, (size[0] * _SIDES_KEPT, size[1] * _SIDES_KEPT))
+        box = draft and draft[1]  # sides that do not divide are rounded up, and show less than 1 px
+    file.load()
+    orientation = file.getexif().get(_ORIENTATION, 1)
+    picture = in_channels(file)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
+    picture = opaque(to_srgb(picture, file.info.get("icc_profile")))
+    picture.info = {}  # comments and the like would come along
+    return _Decoded(
+        picture,
+        (height, width) if orientation in _ON_SIDE else (width, height),
+        file.format in _ANIMATING and getattr(file, "is_animated", False),
+    )
 
 
-def _to_srgb(picture: Image.Image) -> Image.Image:
-    """RGB or RGBA in sRGB, from any mode that Pillow decodes."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _eight_bits(picture)
-    transparent = picture.has_transparency_data
-    profile = picture.info.get("icc_profile")
-    if transparent or picture.mode in ("P", "1"):
-        picture = picture.convert("RGBA" if transparent else "RGB")
-    if profile:
-        picture = _from_profile(picture, profile)
-    return picture.convert("RGBA" if transparent else "RGB")
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits as 8 bits; Pillow's own conversion clips instead of scaling."""
-    values = np.asarray(picture, dtype=np.float32)
-    largest = values.max(initial=0)
-    if picture.mode.startswith("I;16"):
-        top = 65535.0
-    else:  # 32 bits or floats: the files do not say which range they use
-        top = next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
-    return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
-
-
-def _from_profile(picture: Image.Image, profile: bytes) -> Image.Image:
-    """Convert colours by an embedded ICC profile; a damaged or unfit one is passed over."""
-    alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
-    colours = picture.convert("RGB") if alpha else picture
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(colours, source, _SRGB, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return picture
-    if converted is None:
-        return picture
-    if alpha:
-        converted.putalpha(alpha)
-    return converted
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    """RGB, composited on white where it was transparent."""
-    if picture.mode != "RGBA":
-        return picture
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
-def _reduced(picture: Image.Image, short_side_px: int) -> Image.Image:
-    scale = short_side_px / min(picture.size)
+def _stored_size(size_px: tuple[int, int], short_side_px: int) -> tuple[int, int]:
+    scale = short_side_px / min(size_px)
     if scale >= 1:
-        return picture
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        return size_px
+    width, height = (max(1, round(side * scale)) for side in size_px)
+    return width, height

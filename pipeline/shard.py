@@ -171,8 +171,9 @@ class ShardWriter:
         if not table.schema.equals(self.schema):
             raise DatasetError(f"rows of another schema: {table.schema.names}")
         self.rows += table.num_rows
-        for uid in table.column("uid").to_pylist():
-            self._uids.update(uid)
+        if "uid" in table.schema.names:  # a row may also be a caption
+            for uid in table.column("uid").to_pylist():
+                self._uids.update(uid)
         self._pending = pa.concat_tables([self._pending, table])
         while self._pending.num_rows >= self.rows_per_batch:
             self._flush()

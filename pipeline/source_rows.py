@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.captions import bounded
 from pipeline.schemas import EXTRA, SOURCE
 
 
@@ -20,7 +21,7 @@ def source_rows(
 
     Args:
         locations: URLs, or paths in the source.
-        captions: of each location.
+        captions: of each location; each is cut to the bound of `captions.bounded`.
         uid: names a picture by its location.
         extra: what was kept of further columns; the table then has the column `extra`.
     """
@@ -28,7 +29,10 @@ def source_rows(
         {
             "uid": pa.array([uid(location) for location in locations], SOURCE.field("uid").type),
             "url": pa.array(locations, pa.string()),
-            "captions": pa.array(captions, pa.list_(pa.string())),
+            "captions": pa.array(
+                [[bounded(caption) for caption in some] for some in captions],
+                pa.list_(pa.string()),
+            ),
         },
         schema=SOURCE,
     )
@@ -51,9 +55,9 @@ def caption_list(cell: Any) -> list[str]:
 
 
 def text(cell: Any) -> str:
-    """A cell as text: null is empty, and what UTF-8 cannot say is replaced."""
+    """A cell as text: null is empty, and what UTF-8 cannot hold is replaced."""
     if cell is None:
         return ""
     if isinstance(cell, bytes):
         return cell.decode("utf-8", errors="replace")
-    return str(cell).encode(errors="replace").decode()  # JSON can write half of a surrogate pair
+    return str(cell).encode("utf-8", errors="replace").decode("utf-8")

@@ -266,7 +266,8 @@ from pipeline.download import download
 from pipeline.pictures import PictureConfig
 from pipeline.schemas import SLICE
 
-rows = {"uid": [bytes(16)] * 3, "url": ["a", "b", "c"], "captions": [[]] * 3, "source_row": range(3)}
+rows = {"uid": [bytes(16)] * 3, "url": ["a", "b", "c"], "captions": [[]] * 3}
+rows["source_row"] = range(3)
 for _ in range(2):
     got = download(pa.table(rows, SLICE), lambda _: b"x", PictureConfig(), threads=2)
     assert got.pictures.dropped == {"failed:not_a_picture": 3}

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from pipeline.colours import in_channels
 from pipeline.errors import ConfigError
 from pipeline.pictures import (
     PictureConfig,
@@ -53,6 +55,13 @@ def fault(data: bytes, config: PictureConfig | None = None) -> str:
     with pytest.raises(PictureFault) as caught:
         store(data, config or PictureConfig())
     return str(caught.value)
+
+
+def picture_or_fault(data: bytes, **options) -> StoredPicture | str:
+    try:
+        return store(data, PictureConfig(**options))
+    except PictureFault as caught:
+        return str(caught)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -426,3 +435,204 @@ def test_a_file_that_is_no_picture_is_the_users_to_mend(tmp_path):
     ):
         with pytest.raises(ConfigError, match=reason):
             read_picture(str(tmp_path / name), PictureConfig())
+
+
+def frames(*colours) -> dict:
+    """Options to save a picture as the first frame of several."""
+    return {"save_all": True, "append_images": [flat("RGB", colour) for colour in colours]}
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "AVIF"])
+def test_the_first_frame_of_an_animation_is_stored_and_the_picture_said_to_be_one(
+    encode, file_format
+):
+    still = store(encode(flat("RGB", GREEN), file_format, quality=100), PictureConfig())
+    assert not still.animated
+    moving = encode(flat("RGB", GREEN), file_format, quality=100, **frames(RED, BLUE))
+    stored = store(moving, PictureConfig())
+    assert stored.animated
+    assert_shows(stored, pixels(still)[0, 0])
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "MPO"])
+def test_further_pages_and_views_are_no_animation(encode, file_format):
+    stored = store(encode(flat("RGB", GREEN), file_format, **frames(RED)), PictureConfig())
+    assert not stored.animated
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_an_animation_whose_later_frames_are_cut_off_is_one_or_a_fault(encode, noise, share):
+    data = encode(noise(0, 64, 48), "GIF", save_all=True, append_images=[noise(1, 64, 48)])
+    came = picture_or_fault(data[: int(len(data) * share)])
+    assert came in ("failed:truncated", "failed:decode") or came.size_px == (64, 48)
+
+
+def test_the_range_of_colours_is_the_largest_difference_in_a_channel(encode):
+    assert store(encode(flat("RGB", BLUE), "PNG"), PictureConfig()).colour_range <= 2
+    two = flat("RGB", (100, 100, 100), (32, 16))
+    two.paste((110, 100, 180), (0, 0, 16, 16))
+    assert abs(store(encode(two, "PNG"), PictureConfig()).colour_range - 80) <= 4
+    hidden = flat("RGBA", (*RED, 0), (32, 16))
+    hidden.paste((*BLUE, 0), (0, 0, 16, 16))  # as it is seen, on white, it is of one colour
+    assert store(encode(hidden, "PNG"), PictureConfig()).colour_range == 0
+
+
+def png_of_16_bits(colour: int, channels: list[int], size=(16, 12)) -> bytes:
+    """A PNG with 16 bits a channel, which Pillow reads but does not write."""
+    row = b"\0" + struct.pack(f">{len(channels)}H", *channels) * size[0]
+    header = struct.pack(">IIBBBBB", *size, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(row * size[1])), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def test_colours_of_16_bits_are_scaled():
+    data = png_of_16_bits(2, [40 * 257, 160 * 257, 200 * 257])
+    assert_shows(store(data, PictureConfig()), (40, 160, 200))
+    data = png_of_16_bits(6, [200 * 257, 40 * 257, 0, 100 * 257])
+    assert_shows(store(data, PictureConfig()), on_white((200, 40, 0), 100))
+
+
+def test_every_grey_of_16_bits_becomes_the_nearest_of_8():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    eight = np.asarray(in_channels(Image.fromarray(values))).astype(int)
+    assert (eight == np.floor(values / 257 + 0.5)).all()
+
+
+def photo(seed: int, width: int, height: int) -> Image.Image:
+    """What has detail of every size, as photos have: noise of many grains, the coarse strongest."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for grain in (1, 2, 4, 8, 16, 32, 64, 128):
+        shape = (-(-height // grain), -(-width // grain), 3)
+        coarse = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        fine = coarse.resize((width, height), Image.Resampling.BICUBIC)
+        total += (np.asarray(fine, float) - 127.5) * grain**0.75
+    return Image.fromarray((127.5 + total * (55 / total.std())).clip(0, 255).astype(np.uint8))
+
+
+def ssim(one: Image.Image, other: Image.Image, side: int = 7) -> float:
+    """Mean structural similarity of two pictures' greys (Wang et al. 2004), uniform windows."""
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        sums = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        windows = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side]
+        return (windows + sums[:-side, :-side]) / side**2
+
+    x, y = (np.asarray(picture.convert("L"), float) for picture in (one, other))
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    likeness = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(likeness.mean())
+
+
+@pytest.fixture
+def decoded_sizes(monkeypatch):
+    """The sizes at which JPEGs are decoded, as they are."""
+    sizes = []
+    load = JpegImageFile.load
+
+    def record(picture):
+        if picture.tile:
+            sizes.append(picture.size)
+        return load(picture)
+
+    monkeypatch.setattr(JpegImageFile, "load", record)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "scale"),
+    [
+        ((1200, 900), 56, 8),
+        ((1009, 1009), 62, 8),  # does not divide: the last decoded pixel shows an eighth
+        ((1201, 1805), 150, 4),
+        ((1023, 769), 128, 2),
+        ((1023, 769), 193, 1),  # half would be less than twice the target
+        ((385, 1001), 100, 1),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "subsampling": 0}])
+def test_a_jpeg_is_decoded_at_reduced_size_and_looks_as_if_it_were_not(
+    encode, monkeypatch, decoded_sizes, size, short, scale, options
+):
+    data = encode(photo(1, *size), "JPEG", quality=90, **options)
+    config = PictureConfig(short_side_px=short)
+    reduced = store(data, config)
+    assert decoded_sizes == [tuple(-(-side // scale) for side in size)]
+    assert min(decoded_sizes[0]) >= min(2 * short, min(size))
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
+    full = store(data, config)
+    assert decoded_sizes[1] == size
+    assert (reduced.size_px, reduced.original_size_px) == (full.size_px, full.original_size_px)
+    assert ssim(decode_stored(reduced.jpeg), decode_stored(full.jpeg)) >= 0.98
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(width=st.integers(1, 400), height=st.integers(1, 400), short=st.integers(1, 60))
+def test_no_jpeg_is_decoded_at_less_than_twice_the_target(encode, width, height, short):
+    data = encode(flat("L", 90, (width, height)), "JPEG")
+    with pytest.MonkeyPatch.context() as patch:
+        loaded = []
+        load = JpegImageFile.load
+        patch.setattr(JpegImageFile, "load", lambda p: (loaded.append(p.size), load(p))[1])
+        stored = store(data, PictureConfig(short_side_px=short))
+    assert stored.original_size_px == (width, height)
+    for decoded, side, whole in zip(loaded[0], stored.size_px, (width, height), strict=True):
+        assert decoded >= min(2 * side, whole)
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 90), ("RGB", RED), ("CMYK", (0, 255, 255, 0))])
+def test_a_jpeg_lying_on_its_side_keeps_its_original_size_when_it_is_reduced(
+    encode, decoded_sizes, mode, colour
+):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encode(flat(mode, colour, (640, 480)), "JPEG", exif=exif)
+    stored = store(data, PictureConfig(short_side_px=30))
+    assert decoded_sizes == [(80, 60)]
+    assert stored.size_px == (30, 40)
+    assert stored.original_size_px == (480, 640)
+    assert_shows(stored, (90, 90, 90) if mode == "L" else RED)
+
+
+def test_a_profile_is_applied_to_grey_with_transparency(encode):
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encode(flat("LA", (60, 51)), "PNG", icc_profile=grey)
+    assert_shows(store(data, PictureConfig()), on_white((60, 60, 60), 51))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.binary(max_size=200))
+def test_no_exif_however_odd_loses_a_picture(encode, exif):
+    data = encode(flat("RGB", GREEN), "JPEG", exif=b"Exif\0\0" + exif)
+    assert_shows(store(data, PictureConfig()), GREEN)
+
+
+@pytest.fixture(scope="module")
+def some_of_each(encode, noise):
+    picture = noise(9, 40, 30)
+    formats = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF")
+    return [encode(picture, file_format) for file_format in formats]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    which=st.integers(0, 6),
+    places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
+    end=st.floats(0, 1.5),
+)
+def test_bytes_however_damaged_are_a_picture_or_a_fault_with_a_word(
+    some_of_each, which, places, end
+):
+    data = bytearray(some_of_each[which])
+    for place, value in places:
+        data[int(place * (len(data) - 1))] = value
+    came = picture_or_fault(bytes(data[: int(end * len(data))]), max_decoded_px=10**6)
+    if isinstance(came, str):
+        assert came.split(":")[0] in ("failed", "dropped")
+    else:
+        assert decode_stored(came.jpeg).size == came.size_px

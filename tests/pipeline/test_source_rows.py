@@ -1,0 +1,35 @@
+"""Cells of whatever type and content become rows: a caption is bounded, never a crash."""
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.captions import MAX_CHARS
+from pipeline.schemas import SOURCE
+from pipeline.source_rows import caption_list, source_rows, text
+from pipeline.uids import uid_of_url
+
+CELL = st.none() | st.text(st.characters()) | st.binary() | st.integers() | st.floats()
+ANY_CELL = CELL | st.lists(CELL, max_size=4) | st.just("w" * (1 << 20))
+
+
+@given(st.lists(st.tuples(CELL, ANY_CELL), max_size=6))
+def test_any_cells_become_rows_of_the_schema(cells):
+    locations = [text(location) for location, _ in cells]
+    captions = [caption_list(cell) for _, cell in cells]
+    table = source_rows(locations, captions, uid_of_url)
+    assert table.schema.equals(SOURCE)
+    table.validate(full=True)
+    assert table.num_rows == len(cells)
+    for (_, cell), stored in zip(cells, table.column("captions").to_pylist(), strict=True):
+        count = 0 if cell is None else len(cell) if isinstance(cell, list) else 1
+        assert len(stored) == count
+        assert all(len(caption) <= MAX_CHARS + 1 for caption in stored)
+
+
+def test_nulls_and_bytes_are_texts_where_they_can_be():
+    assert caption_list(None) == []
+    assert caption_list([None, b"a\xff", "b\ud800"]) == ["", "a\ufffd", "b?"]
+    table = source_rows(["http://a"], [["w" * (MAX_CHARS + 9), "short"]], uid_of_url)
+    assert [len(t) for t in table.column("captions")[0].as_py()] == [MAX_CHARS + 1, 5]
+    assert pa.types.is_list(table.schema.field("captions").type)
