@@ -125,7 +125,9 @@ class Ingest:
         earlier = raw.manifest.lineage.config
         for name, value in asdict(self.picture).items():
             if earlier.get(name) != value:
-                logger.warning("otherwise than in raw: %s=%s then=%s", name, value, earlier[name])
+                logger.warning(
+                    "otherwise than in raw: %s=%s then=%s", name, value, earlier.get(name)
+                )
         return RetrySource(raw, self.retry_classes, given)
 
     def _lineage(self, source: Source) -> Lineage:
