@@ -20,7 +20,9 @@ from pipeline.shard import MANIFEST, Erased, FileEntry, ShardRecord, ShardWriter
 from pipeline.storage import Folder
 
 _TRACES = ("url", "captions")
-"""What a ledger holds of a picture."""
+"""What a ledger holds of every picture."""
+
+_LEDGER_KEEPS = {"uid", "source_row", "outcome"}
 
 
 def erase(dataset: Dataset, uids: Set[bytes]) -> int:
@@ -104,7 +106,7 @@ def _erase_in_ledger(dataset: Dataset, record: ShardRecord, uids: Set[bytes]) ->
     rows = np.intersect1d(_rows_of(table, uids), np.flatnonzero(traces.to_numpy()))
     if not len(rows):
         return record
-    table = without_payload(table, rows, set(table.column_names) - set(_TRACES))
+    table = without_payload(table, rows, _LEDGER_KEEPS)
     folder = dataset.folder / "ledger"
     entry = _write(folder, record.number, entry, table, ROWS_PER_BATCH["ledger"], "ledger/")
     return replace(record, attachments={**record.attachments, "ledger": entry})

@@ -158,7 +158,8 @@ class HttpFetcher:
                 try:
                     return self._follow(location)
                 except _Fault as fault:
-                    if fault.word == "timeout" and shard_remaining_s() <= 0:
+                    # A little may be left: the shard's time stood still while the socket's ran.
+                    if fault.word == "timeout" and shard_remaining_s() < 2 * wait_s:
                         raise FetchFault(SHARD_DEADLINE) from None
                     sleep_s = self._wait(fault, wait_s)
                     if not tries_left or sleep_s is None:

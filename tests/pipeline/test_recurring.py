@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.captions import normalise, web_caption
+from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.plan import PlanConfig, make_plan
 from pipeline.recurring import (
     RECURRING,
@@ -41,7 +42,9 @@ def plan_of(pixels: list[int | None], shards: list[int]) -> pa.Table:
         for number, name in enumerate(names)
     ]
     hashes = pa.Table.from_pylist(rows, schema=HASHES)
-    return make_plan(hashes, np.array(shards, int), PlanConfig(shard_rows=2))
+    return make_plan(
+            hashes, np.array(shards, int), PlanConfig(shard_rows=2), NearDuplicateConfig()
+        )
 
 
 def digests_of(captions: list[list[str]]) -> pa.Table:
