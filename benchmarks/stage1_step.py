@@ -75,7 +75,7 @@ class Reference:
         # Of a module's parts that may be missing, or be anything, the ones that are there.
         self._layers: list[Any] = list(stage1.qformer.layers)
         self._head: Any = stage1.qformer.head
-        self._words: Any = stage1.qformer.embeddings.words.weight  # type: ignore[union-attr]
+        self._words: Any = stage1.qformer.embeddings.words
         self._positions: Any = stage1.qformer.embeddings.positions
 
     def losses(self, batch: Stage1Batch, uniform: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Reference:
         earlier = seen.new_ones(PADDED_TO, seen.shape[1]).tril(queries.shape[1])
         mask = seen[:, None, None, :] & earlier
         after, _ = self._pass(ids=written, mask=mask, past=kept)
-        scores = self._head(after, self._words)
+        scores = self._head(after, self._words.weight)
         targets = torch.cat(
             [ids[:, 1:].masked_fill(~present[:, 1:], -100), ids[:, :1] * 0 - 100], 1
         )
@@ -136,7 +136,7 @@ class Reference:
         parts = [qformer.query_tokens.expand(queries, -1, -1)] if queries else []
         if ids is not None:
             places = torch.arange(ids.shape[1])
-            parts.append(F.embedding(ids, self._words) + self._positions(places))
+            parts.append(self._words(ids) + self._positions(places))
         hidden = qformer.embeddings.norm(torch.cat(parts, dim=1))
         num = qformer.config.num_queries if queries else 0
         kept = []

@@ -196,8 +196,7 @@ class Embeddings(nn.Module):
         with_text: bool,
     ) -> None:
         super().__init__()
-        # A dense gradient would be filled with zeros for all words anew at every use.
-        self.words = nn.Embedding(vocab_size, width, sparse=True) if with_text else None
+        self.words = nn.Embedding(vocab_size, width) if with_text else None
         self.positions = nn.Embedding(max_positions, width) if with_text else None
         self.norm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
@@ -213,5 +212,7 @@ class Embeddings(nn.Module):
         if tokens is not None:
             if self.words is None or self.positions is None:
                 raise TypeError("a Q-Former without text cannot read")
-            parts.append(self.words(tokens) + self.positions(positions))
+            # A dense gradient would be filled with zeros for all words anew at every use.
+            words = F.embedding(tokens, self.words.weight, sparse=True)
+            parts.append(words + self.positions(positions))
         return self.dropout(self.norm(torch.cat(parts)))

@@ -30,6 +30,7 @@ CAUGHT_AS = {
     "html": "failed:not_a_picture",
     "truncated": "failed:truncated",
     "duplicate": "duplicate",
+    "says_nothing": "rejected",
 }
 """What ingest and curate must call each planted fault that they can see."""
 
@@ -247,8 +248,10 @@ def _planted(pages: list[Page], home: Path) -> dict[str, dict[str, Any]]:
     Also written to planted.json, for the report.
     """
     found = Counter[str]()
-    for kind in ("raw", "pairs"):
-        found += Counter(Dataset.open(str(home / kind), kind).manifest.pictures.dropped)
+    raw, pairs = (Dataset.open(str(home / kind), kind).manifest for kind in ("raw", "pairs"))
+    found += Counter(raw.pictures.dropped) + Counter(pairs.pictures.dropped)
+    captions = pairs.captions.dropped if pairs.captions else {}
+    found["rejected"] = sum(n for why, n in captions.items() if why.startswith("rejected:"))
     planted = {}
     for fault, count in sorted(num_planted(pages).items()):
         reason = CAUGHT_AS.get(fault)

@@ -359,6 +359,7 @@ def test_ingest_without_shards_that_took_too_long_counts_their_captions(tmp_path
     assert raw.manifest.captions == Account(12, 0, {"picture:set_aside": 12})
 
 
+@pytest.mark.slow
 def test_a_shard_that_would_be_rebuilt_otherwise_is_refused_each_time(tmp_path, pairs, capsys):
     command = ["features", tmp_path / "pairs", "--out", tmp_path / "features", *VIT]
     run(*command)

@@ -62,7 +62,7 @@ def site(make_folder):
 
 def list_urls(path: Path, address: str, count: int = 12) -> Path:
     """Each picture once, with a caption; number 5 a second time, with another."""
-    rows = [(number, f"picture {number}") for number in range(count)] + [(5, "picture 5 again")]
+    rows = [(number, f"hill {number}") for number in range(count)] + [(5, "hill 5 again")]
     lines = [
         {"url": f"{address}/images/{n:04}.png", "caption": text, "license": f"cc-{row}"}
         for row, (n, text) in enumerate(rows)
@@ -91,7 +91,7 @@ def test_what_failed_is_fetched_again_alone_and_curate_takes_both(tmp_path, site
     assert "http_5*" in again.manifest.lineage.config["retry"]
     ledger = again.attachment(0, "ledger").to_pylist()
     assert [row["source_row"] for row in ledger] == [1, 4, 5, 10, 12]
-    assert ledger[-1]["captions"] == ["picture 5 again"]
+    assert ledger[-1]["captions"] == ["hill 5 again"]
     assert ledger[-1]["extra"] == {"license": "cc-12", "page": None}
     assert list(verify(again)) == []
 
@@ -109,7 +109,7 @@ def test_what_failed_is_fetched_again_alone_and_curate_takes_both(tmp_path, site
     licenses = [row["extra"]["license"] for row in rows]  # of the rows whose pictures are kept
     assert licenses == [f"cc-{number}" for number in numbers]
     texts = [caption["text"] for caption in rows[2]["captions"]]
-    assert texts == ["picture 6", "picture 5", "picture 5 again"]
+    assert texts == ["hill 6", "hill 5", "hill 5 again"]
 
 
 @pytest.mark.slow

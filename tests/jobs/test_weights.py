@@ -117,6 +117,7 @@ def draw_tuned_lavis(home: Path, tokenizer: CaptionTokenizer, name: str) -> torc
     return eva
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session", "in_place_of_eva")
 def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     Path("pairs").symlink_to(data / "pairs")

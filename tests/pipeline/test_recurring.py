@@ -42,9 +42,7 @@ def plan_of(pixels: list[int | None], shards: list[int]) -> pa.Table:
         for number, name in enumerate(names)
     ]
     hashes = pa.Table.from_pylist(rows, schema=HASHES)
-    return make_plan(
-            hashes, np.array(shards, int), PlanConfig(shard_rows=2), NearDuplicateConfig()
-        )
+    return make_plan(hashes, np.array(shards, int), PlanConfig(shard_rows=2), NearDuplicateConfig())
 
 
 def digests_of(captions: list[list[str]]) -> pa.Table:
