@@ -65,7 +65,7 @@ def main() -> None:
             "stored_bytes": ones,
             "original_pixels": ones,
             "num_captions": ones.cast(pa.int32()),
-            "pdq": fixed(hashes),
+            "phash": fixed(hashes),
             "colours": fixed(np.zeros((count, 48), np.uint8)),
         },
         schema=HASHES,

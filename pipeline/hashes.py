@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import imagehash
 import numpy as np
-import pdqhash
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -12,10 +12,12 @@ from pipeline.dataset import Shard, decode_row
 from pipeline.pictures import pixel_digest
 from pipeline.schemas import HASHES
 
-_PDQ_SIDE_PX = 64
-"""The side PDQ itself reduces to; its own reduction gives other bits for another size."""
-_LOWEST_QUALITY = 50
-"""Of 100; below it PDQ says nothing of a picture, whose surface is flat."""
+_SIDE_PX = 64
+"""Pictures are hashed at this side; the hash keeps the lowest quarter of its frequencies."""
+_HASH_SIDE = 16
+_FEWEST_STEPS = 45
+"""From black to white, over all neighbours at that size; with fewer a picture is too flat for its
+hash to say anything."""
 
 
 def hash_shard(shard: Shard) -> pa.Table:
@@ -23,7 +25,7 @@ def hash_shard(shard: Shard) -> pa.Table:
 
     Returns:
         `schemas.HASHES`, a row a picture; `pixels` is null where the picture was taken down, and
-        `pdq` also where it is flat.
+        `phash` also where it is flat.
 
     Raises:
         DatasetError: a picture cannot be decoded; it is named.
@@ -44,7 +46,7 @@ def hash_shard(shard: Shard) -> pa.Table:
             "stored_bytes": pc.fill_null(pc.binary_length(table.column("picture")), 0),
             "original_pixels": pc.fill_null(original, 0),
             "num_captions": pc.fill_null(pc.list_value_length(table.column("captions")), 0),
-            "pdq": [its.get("pdq") for its in shown],
+            "phash": [its.get("phash") for its in shown],
             "colours": [its.get("colours") for its in shown],
         },
         schema=HASHES,
@@ -52,10 +54,15 @@ def hash_shard(shard: Shard) -> pa.Table:
 
 
 def perceptual_hash(picture: Image.Image) -> bytes | None:
-    """The PDQ hash of an RGB picture, 256 bits; None where it is too flat to have one."""
-    small = picture.resize((_PDQ_SIDE_PX, _PDQ_SIDE_PX), Image.Resampling.BICUBIC)
-    bits, quality = pdqhash.compute(np.asarray(small))
-    return np.packbits(bits.astype(np.uint8)).tobytes() if quality >= _LOWEST_QUALITY else None
+    """256 bits: which of an RGB picture's 16 x 16 lowest frequencies (of a cosine transform of its
+    brightness) are over their median. None where it is too flat to have any."""
+    small = picture.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC).convert("L")
+    brightness = np.asarray(small, np.float64) / 255
+    steps = sum(np.abs(np.diff(brightness, axis=axis)).sum() for axis in (0, 1))
+    if steps < _FEWEST_STEPS:
+        return None
+    found = imagehash.phash(small, _HASH_SIDE, highfreq_factor=_SIDE_PX // _HASH_SIDE)
+    return np.packbits(found.hash).tobytes()
 
 
 def coarse_colours(picture: Image.Image) -> bytes:
@@ -66,6 +73,6 @@ def coarse_colours(picture: Image.Image) -> bytes:
 def _hash_picture(picture: Image.Image) -> dict[str, Any]:
     return {
         "pixels": pixel_digest(picture),
-        "pdq": perceptual_hash(picture),
+        "phash": perceptual_hash(picture),
         "colours": coarse_colours(picture),
     }

@@ -37,12 +37,12 @@ class NearDuplicateConfig:
     all of them, in one split; `ignore` looks for equal pixels alone."""
 
     near_bits: int = 16
-    """How many of the 256 bits of their PDQ hashes may differ. Up to 18 nothing is missed; beyond,
+    """How many of the 256 bits of their hashes may differ. Up to 18 nothing is missed; beyond,
     a pair may be."""
 
     near_colours: int = 20
-    """How far each of 4 x 4 coarse colours may differ, in levels of 0 to 255: PDQ sees no
-    colours."""
+    """How far each of 4 x 4 coarse colours may differ, in levels of 0 to 255: the hash sees
+    no colours."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.near_bits <= 64:

@@ -110,10 +110,10 @@ def _alike(table: pa.Table, rows: np.ndarray, near: NearDuplicateConfig) -> np.n
     """int64[M, 2]: pairs of near-duplicates among these rows, by their places in `rows`."""
     if near.near_duplicates == "ignore":
         return np.zeros((0, 2), np.int64)
-    places = np.flatnonzero(table.column("pdq").is_valid().to_numpy()[rows])
+    places = np.flatnonzero(table.column("phash").is_valid().to_numpy()[rows])
     if not len(places):
         return np.zeros((0, 2), np.int64)
-    hashes, colours = (_bytes(table.column(name), rows[places]) for name in ("pdq", "colours"))
+    hashes, colours = (_bytes(table.column(name), rows[places]) for name in ("phash", "colours"))
     return places[near_pairs(hashes, colours, near)]
 
 

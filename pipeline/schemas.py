@@ -45,7 +45,7 @@ HASHES = pa.schema(
         ("stored_bytes", pa.int64()),
         ("original_pixels", pa.int64()),
         ("num_captions", pa.int32()),
-        ("pdq", pa.binary(32)),
+        ("phash", pa.binary(32)),
         ("colours", pa.binary(48)),
     ]
 )

@@ -118,7 +118,7 @@ class Inputs:
             "stored_bytes": [1] * len(self.rows),
             "original_pixels": [1] * len(self.rows),
             "num_captions": [len(row["captions"]) for row in self.rows],
-            "pdq": [None] * len(self.rows),
+            "phash": [None] * len(self.rows),
             "colours": [None] * len(self.rows),
         }
         config, near = PlanConfig(shard_rows=shard_rows), NearDuplicateConfig()

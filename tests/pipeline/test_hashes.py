@@ -37,7 +37,7 @@ def test_hashes_are_what_each_row_says(jpegs, make_shard):
             "stored_bytes": len(jpeg),
             "original_pixels": (row + 10) * 20,
             "num_captions": len(captions[row]),
-            "pdq": perceptual_hash(pictures[row]),
+            "phash": perceptual_hash(pictures[row]),
             "colours": coarse_colours(pictures[row]),
         }
         for row, jpeg in enumerate(jpegs)

@@ -21,15 +21,15 @@ def name(letter: str | None) -> bytes | None:
     return letter and letter.encode() * 16
 
 
-def row(uid: str, pixels: str | None, *, size=1, original=1, captions=1, pdq=None) -> dict:
-    """A row of hashes; `pdq` is the number of bits that are set, from the first one on."""
+def row(uid: str, pixels: str | None, *, size=1, original=1, captions=1, phash=None) -> dict:
+    """A row of hashes; `phash` is the number of bits that are set, from the first one on."""
     return {
         "uid": name(uid),
         "pixels": name(pixels),
         "stored_bytes": size,
         "original_pixels": original,
         "num_captions": captions,
-        "pdq": None if pdq is None else (~(~0 << pdq)).to_bytes(32, "big"),
+        "phash": None if phash is None else (~(~0 << phash)).to_bytes(32, "big"),
         "colours": bytes(48),
     }
 
@@ -285,7 +285,7 @@ def chain() -> list[dict]:
     """Four pictures, each ten bits from the next; the third is the largest."""
     sizes = (1, 1, 5, 1)
     return [
-        row(letter, letter, original=size, pdq=10 * place)
+        row(letter, letter, original=size, phash=10 * place)
         for place, (letter, size) in enumerate(zip("abcd", sizes, strict=True))
     ]
 
@@ -309,20 +309,20 @@ def test_near_duplicates_may_be_kept_together_or_not_be_looked_for():
 
 
 def test_an_equal_picture_of_a_near_duplicate_goes_where_that_goes():
-    rows = [*chain()[1:3], row("e", "b", original=0, pdq=10)]
+    rows = [*chain()[1:3], row("e", "b", original=0, phash=10)]
     plan = plan_of(rows, near_bits=10)
     assert outcomes_by_input(plan) == ["near_duplicate", KEPT, "near_duplicate"]
     assert plan.column("output_row").to_pylist() == [0, 0, 0]
 
 
 def test_pictures_without_a_perceptual_hash_are_alike_to_none():
-    rows = [row("a", "a"), row("b", "b"), row("c", "c", pdq=0), row("d", "d", pdq=0)]
+    rows = [row("a", "a"), row("b", "b"), row("c", "c", phash=0), row("d", "d", phash=0)]
     assert outcomes_by_input(plan_of(rows)) == [KEPT, KEPT, KEPT, "near_duplicate"]
 
 
 def test_what_is_alike_to_a_picture_held_out_is_a_leak_and_what_is_alike_to_a_leak_stays():
-    held_out = [row("y", "y", pdq=30), row("z", "x"), row("a", None)]
-    rows = [*chain(), row("e", "x", captions=3), row("f", "d", pdq=30)]
+    held_out = [row("y", "y", phash=30), row("z", "x"), row("a", None)]
+    rows = [*chain(), row("e", "x", captions=3), row("f", "d", phash=30)]
     plan = plan_of(rows, near_bits=10, held_out=held_out)
     leak = "evaluation_leak"
     assert outcomes_by_input(plan) == [KEPT, "near_duplicate", leak, leak, leak, leak]
