@@ -16,7 +16,7 @@ from pipeline.extra import extra_column, text_fields
 from pipeline.fetch import FetchConfig, Fetcher
 from pipeline.picture_folders import folder_fetcher
 from pipeline.source_files import SourceFile
-from pipeline.source_rows import source_rows
+from pipeline.source_rows import source_rows, text
 from pipeline.uids import uid_of
 
 _ROWS = 8192
@@ -133,7 +133,7 @@ def _list(item: Any, key: str, where: str) -> list[Any]:
 
 def _text(item: Any, key: str, where: str) -> str:
     """A caption; half of a surrogate pair, which JSON can write, is replaced."""
-    return _get(str, item, key, where).encode(errors="replace").decode()
+    return text(_get(str, item, key, where))
 
 
 def _get(kind: type, item: Any, key: str, where: str) -> Any:

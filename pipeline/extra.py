@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import EXTRA, RAW, extra_type, with_extra
+from pipeline.source_rows import text
 
 
 def kept_type(declared: pa.DataType) -> pa.DataType:
@@ -49,12 +50,9 @@ def extra_column(cells: Mapping[str, Sequence[Any]], kind: pa.StructType) -> pa.
 
 
 def _text(cell: Any) -> str | None:
-    if isinstance(cell, bytes):
-        return cell.decode("utf-8", errors="replace")
-    if cell is not None and not isinstance(cell, str):
-        cell = json.dumps(cell, ensure_ascii=False, default=str)
-    # JSON can write half of a surrogate pair, which no UTF-8 can.
-    return None if cell is None else cell.encode(errors="replace").decode()
+    if cell is None or isinstance(cell, (str, bytes)):
+        return None if cell is None else text(cell)
+    return text(json.dumps(cell, ensure_ascii=False, default=str))
 
 
 def extra_of(raw: Dataset) -> pa.StructType | None:

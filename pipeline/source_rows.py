@@ -55,7 +55,8 @@ def caption_list(cell: Any) -> list[str]:
 
 
 def text(cell: Any) -> str:
-    """A cell as text: null is empty, and what UTF-8 cannot hold is replaced."""
+    """A cell as text: null is empty, and what UTF-8 cannot hold (half of a surrogate pair, which
+    JSON can write) is replaced."""
     if cell is None:
         return ""
     if isinstance(cell, bytes):

@@ -1,5 +1,6 @@
 """Where a model is that goes by its name: a folder, transformers' hub, or a pip package."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -35,12 +36,7 @@ def text_folder(name: str) -> str:
     Raises:
         ConfigError: the name is neither, or its package is not installed.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "hf" and rest:
-        return _expanded(rest)
-    if name == "offline:minilm":
-        return str(offline.minilm())
-    raise ConfigError(f"{name!r} is neither hf:NAME_OR_FOLDER nor offline:minilm")
+    return _folder(name, "offline:minilm", offline.minilm)
 
 
 def language_folder(name: str) -> str:
@@ -49,12 +45,16 @@ def language_folder(name: str) -> str:
     Raises:
         ConfigError: the name is neither, or its package is not installed.
     """
+    return _folder(name, "offline:smollm2", offline.smollm2, field="language_model: ")
+
+
+def _folder(name: str, packaged: str, unpacked: Callable[[], Path], *, field: str = "") -> str:
     kind, _, rest = name.partition(":")
     if kind == "hf" and rest:
         return _expanded(rest)
-    if name == "offline:smollm2":
-        return str(offline.smollm2())
-    raise ConfigError(f"language_model: {name!r} is neither hf:NAME_OR_FOLDER nor offline:smollm2")
+    if name == packaged:
+        return str(unpacked())
+    raise ConfigError(f"{field}{name!r} is neither hf:NAME_OR_FOLDER nor {packaged}")
 
 
 def _expanded(name: str) -> str:
