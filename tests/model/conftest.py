@@ -1,7 +1,9 @@
-"""What the tests of models share: a small Q-Former, small language models, captions for them."""
+"""What the tests of models share: small models of all kinds, captions and checkpoints for them."""
 
 import importlib
 import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jaxtyping
@@ -11,6 +13,10 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizerFast,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2QFormerConfig,
@@ -25,12 +31,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.exchange.weight_names import TRANSFORMERS
+from model.pretrained.encoders import EncoderSpec
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
+from model.start import StartConfig, start_stage1, start_tokenizer
 from model.tokenizer import CaptionTokenizer
+from pipeline.lineage import Lineage, Parent
+from pipeline.storage import Folder
 
 CAPTIONS = [
     "a red boat on a lake",
@@ -106,6 +117,114 @@ def scattered_stage1(tiny, tokenizer):
         return stage1
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_bert():
+    """Saves a random BERT of three layers with a tokenizer, as a hub has it."""
+    pieces = ["a", "red", "boat", "##s", "dog", "lake", "on", "the"]
+
+    def save(folder: Path, *, head: bool = True, seed: int = 0, padding: int = 0) -> Path:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        vocabulary = {piece: number for number, piece in enumerate(special + pieces)}
+        config = BertConfig(
+            vocab_size=len(vocabulary) + padding,
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=40,
+            max_position_embeddings=20,
+            layer_norm_eps=1e-7,
+        )
+        torch.manual_seed(seed)
+        bert = BertForMaskedLM(config) if head else BertModel(config)
+        for weights in bert.parameters():  # BERT's own start would hide most differences
+            torch.nn.init.normal_(weights, std=0.3)
+        bert.save_pretrained(folder)
+        made = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
+        BertTokenizerFast(tokenizer_object=made._tokenizer).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory, save_bert):
+    return save_bert(tmp_path_factory.mktemp("start") / "bert")
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory, save_bert):
+    return save_bert(tmp_path_factory.mktemp("start") / "headless", head=False)
+
+
+@pytest.fixture(scope="session")
+def begin():
+    """Makes a stage 1 for image tokens 10 wide that starts as its name says."""
+    texts = ["A red boat", "the dogs on the lake", "boats"]
+
+    def start(name: str, seed: int = 0, **options: int | float) -> Stage1:
+        config = StartConfig(start=name, num_queries=4, embed_dim=6, max_text_tokens=12, **options)
+        return start_stage1(config, start_tokenizer(config, texts), 10, seed).eval()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def begin_from(begin):
+    """The same from a BERT's folder."""
+
+    def start(folder: Path, seed: int = 0) -> Stage1:
+        return begin(f"hf:{folder}", seed)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """Gives all weights of a model as numbers that can be compared."""
+
+    def weights(model: torch.nn.Module) -> dict[str, list[float]]:
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    return weights
+
+
+SPEC = EncoderSpec("timm:vit", "random", "ab" * 32, -2, 5, 10, {"crop_pct": 0.9})
+
+
+@pytest.fixture(scope="session")
+def spec() -> EncoderSpec:
+    """The encoder that checkpoints were made with."""
+    return SPEC
+
+
+@pytest.fixture(scope="session")
+def make_lineage():
+    """Makes the lineage of a checkpoint."""
+
+    def lineage(spec: EncoderSpec = SPEC, **config: int) -> Lineage:
+        parents = (Parent("features", "f0"), Parent("pairs", "a1"))
+        return Lineage("train-stage1", {"seed": 0} | config, parents, {"encoder": spec.to_json()})
+
+    return lineage
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint(make_lineage):
+    """Writes a checkpoint of stage 1."""
+
+    def save(home: Path | Folder, stage1: Stage1, *, step: int = 7, **changes) -> Checkpoint:
+        folder = home if isinstance(home, Folder) else Folder.at(home)
+        made = Checkpoint(folder, 1, step, asdict(stage1.config), make_lineage(), {})
+        contents = {
+            "weights": save_tensors(stage1.state_dict()),
+            "optimizer": save_tensors({"a.step": torch.tensor(float(step))}),
+            "tokenizer": stage1.tokenizer.to_json().encode(),
+        }
+        return write_checkpoint(replace(made, **changes), contents)
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,19 @@
 """A Q-Former that starts as a BERT reads and writes text as that did."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import BertWordPieceTokenizer
 from transformers import (
     AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
     BertModel,
-    BertTokenizerFast,
 )
 
 from model.bert import load_bert
 from model.layers import init_std
 from model.packing import Texts
-from model.stage1 import Stage1
-from model.start import StartConfig, start_stage1, start_tokenizer
 from pipeline.errors import ConfigError
-
-PIECES = ["a", "red", "boat", "##s", "dog", "lake", "on", "the"]
-
 
 TEXTS = ["A red boat", "the dogs on the lake", "boats"]
 
@@ -31,49 +21,7 @@ TEXTS = ["A red boat", "the dogs on the lake", "boats"]
 C = 10
 
 
-def save_bert(folder: Path, *, head: bool = True, seed: int = 0, padding: int = 0) -> Path:
-    """A random BERT of three layers with a tokenizer, as a hub has it."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {piece: number for number, piece in enumerate(special + PIECES)}
-    config = BertConfig(
-        vocab_size=len(vocabulary) + padding,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=40,
-        max_position_embeddings=20,
-        layer_norm_eps=1e-7,
-    )
-    torch.manual_seed(seed)
-    bert = BertForMaskedLM(config) if head else BertModel(config)
-    for weights in bert.parameters():  # BERT's own start would hide most differences
-        torch.nn.init.normal_(weights, std=0.3)
-    bert.save_pretrained(folder)
-    made = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
-    BertTokenizerFast(tokenizer_object=made._tokenizer).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("start") / "bert")
-
-
-@pytest.fixture(scope="module")
-def headless(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("start") / "headless", head=False)
-
-
-def begin_from(folder: Path, seed: int = 0) -> Stage1:
-    config = StartConfig(start=f"hf:{folder}", num_queries=4, embed_dim=6, max_text_tokens=12)
-    return start_stage1(config, start_tokenizer(config, TEXTS), C, seed).eval()
-
-
-def weights_of(stage1: Stage1) -> dict[str, list[float]]:
-    return {name: value.tolist() for name, value in stage1.state_dict().items()}
-
-
-def test_text_is_read_as_by_the_bert(bert):
+def test_text_is_read_as_by_the_bert(bert, begin_from):
     stage1, theirs = begin_from(bert), BertModel.from_pretrained(bert).eval()
     ids, present = stage1.tokenizer.encode(TEXTS, 12)
     assert not present.all()
@@ -83,7 +31,7 @@ def test_text_is_read_as_by_the_bert(bert):
     torch.testing.assert_close(found, expected[present], rtol=1e-4, atol=1e-5)
 
 
-def test_its_language_head_writes_as_the_berts(bert):
+def test_its_language_head_writes_as_the_berts(bert, begin_from):
     stage1, theirs = begin_from(bert), AutoModelForMaskedLM.from_pretrained(bert).eval()
     hidden = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
     qformer = stage1.qformer
@@ -93,7 +41,7 @@ def test_its_language_head_writes_as_the_berts(bert):
     torch.testing.assert_close(found[..., :-1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_start_of_a_caption_is_a_new_word(bert):
+def test_the_start_of_a_caption_is_a_new_word(bert, begin_from):
     stage1, theirs = begin_from(bert), BertModel.from_pretrained(bert)
     tokenizer, words = stage1.tokenizer, stage1.qformer.embeddings.words.weight
     assert len(tokenizer) == len(words) == len(theirs.embeddings.word_embeddings.weight) + 1
@@ -103,7 +51,7 @@ def test_the_start_of_a_caption_is_a_new_word(bert):
     assert stage1.qformer.head.bias[tokenizer.dec] == 0
 
 
-def test_the_queries_feed_forward_nets_are_copies_of_the_texts(bert):
+def test_the_queries_feed_forward_nets_are_copies_of_the_texts(bert, begin_from):
     for layer in begin_from(bert).qformer.layers:
         ours, theirs = (
             net.state_dict() for net in (layer.query_feed_forward, layer.text_feed_forward)
@@ -113,7 +61,7 @@ def test_the_queries_feed_forward_nets_are_copies_of_the_texts(bert):
         assert layer.text_feed_forward.up.weight.any()  # and no more than that
 
 
-def test_a_bert_without_a_language_head_leaves_ours_to_the_seed(headless):
+def test_a_bert_without_a_language_head_leaves_ours_to_the_seed(headless, begin_from, weights_of):
     stage1 = begin_from(headless)
     assert stage1.qformer.head.dense.weight.std().item() == pytest.approx(init_std(24), rel=0.2)
     assert torch.equal(stage1.qformer.head.norm.weight, torch.ones(24))
@@ -121,7 +69,9 @@ def test_a_bert_without_a_language_head_leaves_ours_to_the_seed(headless):
     assert weights_of(begin_from(headless)) == weights_of(stage1)
 
 
-def test_a_vocabulary_that_is_padded_is_taken_as_far_as_it_has_words(tmp_path):
+def test_a_vocabulary_that_is_padded_is_taken_as_far_as_it_has_words(
+    tmp_path, begin_from, save_bert
+):
     """Some are padded to a multiple of 8 or 64."""
     stage1 = begin_from(save_bert(tmp_path / "padded", padding=7))
     theirs = BertModel.from_pretrained(tmp_path / "padded").embeddings.word_embeddings.weight

@@ -1,7 +1,7 @@
 """Checkpoints come back whole, and say what is damaged."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,36 +11,14 @@ from model.checkpoint import (
     Checkpoint,
     kept_steps,
     publish_last,
-    save_tensors,
     step_folder,
     write_checkpoint,
 )
 from model.checkpoint_models import (
     load_stage1,
 )
-from model.pretrained.encoders import EncoderSpec
-from model.stage1 import Stage1
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.lineage import Lineage, Parent
 from pipeline.storage import Folder
-
-SPEC = EncoderSpec("timm:vit", "random", "ab" * 32, -2, 5, 10, {"crop_pct": 0.9})
-
-
-def lineage(spec: EncoderSpec = SPEC, **config: int) -> Lineage:
-    parents = (Parent("features", "f0"), Parent("pairs", "a1"))
-    return Lineage("train-stage1", {"seed": 0} | config, parents, {"encoder": spec.to_json()})
-
-
-def write(home: Path | Folder, stage1: Stage1, *, step: int = 7, **changes) -> Checkpoint:
-    folder = home if isinstance(home, Folder) else Folder.at(home)
-    made = Checkpoint(folder, 1, step, asdict(stage1.config), lineage(), {})
-    contents = {
-        "weights": save_tensors(stage1.state_dict()),
-        "optimizer": save_tensors({"a.step": torch.tensor(float(step))}),
-        "tokenizer": stage1.tokenizer.to_json().encode(),
-    }
-    return write_checkpoint(replace(made, **changes), contents)
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +27,18 @@ def stage1(scattered_stage1):
 
 
 @pytest.fixture
-def written(tmp_path, stage1):
-    return write(tmp_path / "one", stage1)
+def written(tmp_path, stage1, save_checkpoint):
+    return save_checkpoint(tmp_path / "one", stage1)
 
 
 # There and back
 
 
-def test_a_checkpoint_comes_back_as_it_was_written(tmp_path, stage1, written):
+def test_a_checkpoint_comes_back_as_it_was_written(tmp_path, stage1, written, make_lineage, spec):
     found = Checkpoint.open(str(tmp_path / "one"), 1)
     assert found == written
-    assert (found.stage, found.step, found.encoder) == (1, 7, SPEC)
-    assert found.lineage == lineage()
+    assert (found.stage, found.step, found.encoder) == (1, 7, spec)
+    assert found.lineage == make_lineage()
     assert found.summary == f"stage 1, 7 steps, digest {found.digest[:16]}"
     tensors, ours = found.tensors(), stage1.state_dict()
     assert tensors.keys() == ours.keys()
@@ -68,36 +46,40 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path, stage1, written):
     assert found.tensors("optimizer") == {"a.step": torch.tensor(7.0)}
 
 
-def test_the_digest_knows_no_path_no_optimiser_and_no_time(tmp_path, stage1, written):
-    moved = write(tmp_path / "deep" / "two", stage1)
+def test_the_digest_knows_no_path_no_optimiser_and_no_time(
+    tmp_path, stage1, written, save_checkpoint
+):
+    moved = save_checkpoint(tmp_path / "deep" / "two", stage1)
     assert moved.digest == written.digest
     without = {"weights": moved.read("weights"), "tokenizer": moved.read("tokenizer")}
     assert write_checkpoint(replace(moved, files={}), without).digest == written.digest
 
 
 def test_the_digest_knows_weights_tokenizer_configuration_and_lineage(
-    tmp_path, stage1, scattered_stage1, written
+    tmp_path, stage1, scattered_stage1, written, make_lineage, save_checkpoint
 ):
     nudged = scattered_stage1()
     with torch.no_grad():
         nudged.temperature.add_(1e-6)
     others = [
-        write(tmp_path / "weights", nudged),
-        write(tmp_path / "config", stage1, config=written.config | {"dropout": 0.2}),
-        write(tmp_path / "lineage", stage1, lineage=lineage(seed=1)),
-        write(tmp_path / "stage", stage1, stage=2),
+        save_checkpoint(tmp_path / "weights", nudged),
+        save_checkpoint(tmp_path / "config", stage1, config=written.config | {"dropout": 0.2}),
+        save_checkpoint(tmp_path / "lineage", stage1, lineage=make_lineage(seed=1)),
+        save_checkpoint(tmp_path / "stage", stage1, stage=2),
     ]
     digests = {written.digest, *(other.digest for other in others)}
     assert len(digests) == 5
 
 
-def test_what_was_killed_before_its_end_is_no_checkpoint(tmp_path, stage1, monkeypatch):
+def test_what_was_killed_before_its_end_is_no_checkpoint(
+    tmp_path, stage1, monkeypatch, save_checkpoint
+):
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Folder, "publish_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "half", stage1)
+        save_checkpoint(tmp_path / "half", stage1)
     assert (tmp_path / "half" / "weights.safetensors").exists()
     with pytest.raises(ConfigError, match=r"half: no checkpoint \(it has no checkpoint.json\)"):
         Checkpoint.open(str(tmp_path / "half"))
@@ -154,19 +136,19 @@ def test_a_checkpoint_json_that_is_none_is_named(written, content):
 # A training folder
 
 
-def test_a_training_holds_the_checkpoints_of_its_steps_in_order(tmp_path, stage1):
+def test_a_training_holds_the_checkpoints_of_its_steps_in_order(tmp_path, stage1, save_checkpoint):
     training = Folder.at(tmp_path / "training")
     for step in (1_000_000, 20, 100):
-        write(step_folder(training, step), stage1, step=step)
+        save_checkpoint(step_folder(training, step), stage1, step=step)
     (tmp_path / "training" / "checkpoints" / "step-000200").mkdir()  # killed while it was written
     assert [kept.step for kept in kept_steps(training)] == [20, 100, 1_000_000]
     assert kept_steps(Folder.at(tmp_path / "none")) == []
 
 
-def test_an_unfinished_training_says_what_can_be_done(tmp_path, stage1):
+def test_an_unfinished_training_says_what_can_be_done(tmp_path, stage1, save_checkpoint):
     training = Folder.at(tmp_path / "training")
-    write(step_folder(training, 20), stage1, step=20)
-    write(step_folder(training, 40), stage1, step=40)
+    save_checkpoint(step_folder(training, 20), stage1, step=20)
+    save_checkpoint(step_folder(training, 40), stage1, step=40)
     expected = "training: its training is not finished; run it again, or name one of its "
     with pytest.raises(ConfigError, match=expected) as error:
         Checkpoint.open(training)
@@ -174,9 +156,9 @@ def test_an_unfinished_training_says_what_can_be_done(tmp_path, stage1):
     assert Checkpoint.open(f"{training}/{named}").step == 40
 
 
-def test_the_last_step_becomes_the_whole_training(tmp_path, stage1):
+def test_the_last_step_becomes_the_whole_training(tmp_path, stage1, save_checkpoint):
     training = Folder.at(tmp_path / "training")
-    last = write(step_folder(training, 40), stage1, step=40)
+    last = save_checkpoint(step_folder(training, 40), stage1, step=40)
     whole = publish_last(training, last)
     found = Checkpoint.open(str(tmp_path / "training"))
     assert found == whole

@@ -34,28 +34,10 @@ from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.features import tokens_column
-from pipeline.lineage import Lineage, Parent
+from pipeline.lineage import Lineage
 from pipeline.schemas import features_schema
 from pipeline.shard import commit_table
 from pipeline.storage import Folder
-
-SPEC = EncoderSpec("timm:vit", "random", "ab" * 32, -2, 5, 10, {"crop_pct": 0.9})
-
-
-def lineage(spec: EncoderSpec = SPEC, **config: int) -> Lineage:
-    parents = (Parent("features", "f0"), Parent("pairs", "a1"))
-    return Lineage("train-stage1", {"seed": 0} | config, parents, {"encoder": spec.to_json()})
-
-
-def write(home: Path | Folder, stage1: Stage1, *, step: int = 7, **changes) -> Checkpoint:
-    folder = home if isinstance(home, Folder) else Folder.at(home)
-    made = Checkpoint(folder, 1, step, asdict(stage1.config), lineage(), {})
-    contents = {
-        "weights": save_tensors(stage1.state_dict()),
-        "optimizer": save_tensors({"a.step": torch.tensor(float(step))}),
-        "tokenizer": stage1.tokenizer.to_json().encode(),
-    }
-    return write_checkpoint(replace(made, **changes), contents)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +46,8 @@ def stage1(scattered_stage1):
 
 
 @pytest.fixture
-def written(tmp_path, stage1):
-    return write(tmp_path / "one", stage1)
+def written(tmp_path, stage1, save_checkpoint):
+    return save_checkpoint(tmp_path / "one", stage1)
 
 
 def test_the_model_of_a_checkpoint_is_the_one_that_was_stored(written, stage1, captions):
@@ -83,8 +65,8 @@ def test_weights_of_another_shape_are_one_line(tiny, tokenizer, written):
     assert "\n" not in str(error.value)
 
 
-def test_another_stage_is_refused(tmp_path, stage1, written):
-    second = write(tmp_path / "two", stage1, stage=2)
+def test_another_stage_is_refused(tmp_path, stage1, written, save_checkpoint):
+    second = save_checkpoint(tmp_path / "two", stage1, stage=2)
     with pytest.raises(ConfigError, match="two: is of stage 2; stage 1 is needed"):
         Checkpoint.open(str(tmp_path / "two"), 1)
     with pytest.raises(ConfigError, match="two: is of stage 2, not 1"):
@@ -109,18 +91,22 @@ def features_of(home: Path, spec: EncoderSpec) -> Dataset:
     ("field", "value"),
     [("name", "timm:other"), ("weights_digest", "cd" * 32), ("layer", -1), ("transform", {})],
 )
-def test_features_of_another_encoder_are_refused_and_both_named(tmp_path, written, field, value):
-    check_features(written, features_of(tmp_path / "same", SPEC))
-    other = features_of(tmp_path / "other", replace(SPEC, **{field: value}))
+def test_features_of_another_encoder_are_refused_and_both_named(
+    tmp_path, written, field, value, spec
+):
+    check_features(written, features_of(tmp_path / "same", spec))
+    other = features_of(tmp_path / "other", replace(spec, **{field: value}))
     with pytest.raises(ConfigError, match=f"another encoder .*: {field} ") as error:
         check_features(written, other)
     assert str(other.folder) in str(error.value)
     assert str(written.folder) in str(error.value)
 
 
-def test_where_the_folder_of_a_vision_tower_is_says_nothing(tmp_path, stage1):
-    here, there = (replace(SPEC, name=f"hf:{place}") for place in ("/here", "/there"))
-    trained = write(tmp_path / "one", stage1, lineage=lineage(here))
+def test_where_the_folder_of_a_vision_tower_is_says_nothing(
+    tmp_path, stage1, make_lineage, spec, save_checkpoint
+):
+    here, there = (replace(spec, name=f"hf:{place}") for place in ("/here", "/there"))
+    trained = save_checkpoint(tmp_path / "one", stage1, lineage=make_lineage(here))
     check_features(trained, features_of(tmp_path / "same", there))
     with pytest.raises(ConfigError, match="weights_digest"):
         check_features(
@@ -133,24 +119,32 @@ def vit():
     return load_encoder(EncoderConfig(encoder="timm:vit_tiny_patch16_224", weights="random"))
 
 
-def test_the_encoder_of_a_checkpoint_is_loaded_again(tmp_path, stage1, vit):
-    trained = write(tmp_path / "vit", stage1, lineage=lineage(vit.spec))
+def test_the_encoder_of_a_checkpoint_is_loaded_again(
+    tmp_path, stage1, vit, make_lineage, save_checkpoint
+):
+    trained = save_checkpoint(tmp_path / "vit", stage1, lineage=make_lineage(vit.spec))
     assert load_encoder_of(trained).spec == vit.spec
     changed = replace(vit.spec, weights_digest="cd" * 32)
-    other = write(tmp_path / "other", stage1, lineage=lineage(changed))
+    other = save_checkpoint(tmp_path / "other", stage1, lineage=make_lineage(changed))
     with pytest.raises(ConfigError, match="other: was trained on features of timm:vit_tiny"):
         load_encoder_of(other)
 
 
-def test_an_encoder_that_saw_whole_pictures_sees_them_again(tmp_path, stage1):
+def test_an_encoder_that_saw_whole_pictures_sees_them_again(
+    tmp_path, stage1, make_lineage, save_checkpoint
+):
     config = EncoderConfig(encoder="timm:test_vit", weights="random", crop="squash")
     spec = load_encoder(config).spec
-    assert load_encoder_of(write(tmp_path, stage1, lineage=lineage(spec))).spec == spec
+    assert (
+        load_encoder_of(save_checkpoint(tmp_path, stage1, lineage=make_lineage(spec))).spec == spec
+    )
 
 
-def test_an_encoder_from_a_file_needs_the_file(tmp_path, stage1, vit):
+def test_an_encoder_from_a_file_needs_the_file(
+    tmp_path, stage1, vit, make_lineage, save_checkpoint
+):
     spec = replace(vit.spec, weights="file")
-    trained = write(tmp_path / "vit", stage1, lineage=lineage(spec))
+    trained = save_checkpoint(tmp_path / "vit", stage1, lineage=make_lineage(spec))
     with pytest.raises(ConfigError, match=r"weights: timm:vit_tiny.* name it with --weights"):
         load_encoder_of(trained)
     file = tmp_path / "vit.safetensors"
@@ -173,7 +167,7 @@ def save_language(folder: Path, *, width: int = 8, seed: int = 0) -> Path:
 
 
 @pytest.fixture
-def second(tmp_path, tiny, tokenizer):
+def second(tmp_path, tiny, tokenizer, spec):
     """A stage-2 model, and its checkpoint, for the language model in `tmp_path / "opt"`."""
     language = load_language_model(f"hf:{save_language(tmp_path / 'opt')}")
     torch.manual_seed(1)
@@ -185,7 +179,7 @@ def second(tmp_path, tiny, tokenizer):
         2,
         3,
         asdict(stage2.config) | {"language_model": needed | {"prompt": ""}},
-        Lineage("train-stage2", {}, (), {"encoder": SPEC.to_json()} | frozen),
+        Lineage("train-stage2", {}, (), {"encoder": spec.to_json()} | frozen),
         {},
     )
     contents = {

@@ -1,79 +1,25 @@
 """Stage 1 starts as a BERT, or from scratch; equal seeds, equal weights."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    BertTokenizerFast,
     OPTConfig,
     OPTForCausalLM,
 )
 
-from model.stage1 import Stage1
-from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
+from model.start import StartConfig, start_digest
 from pipeline.errors import ConfigError
 
-PIECES = ["a", "red", "boat", "##s", "dog", "lake", "on", "the"]
 TEXTS = ["A red boat", "the dogs on the lake", "boats"]
 C = 10
-
-
-def save_bert(folder: Path, *, head: bool = True, seed: int = 0, padding: int = 0) -> Path:
-    """A random BERT of three layers with a tokenizer, as a hub has it."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {piece: number for number, piece in enumerate(special + PIECES)}
-    config = BertConfig(
-        vocab_size=len(vocabulary) + padding,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=40,
-        max_position_embeddings=20,
-        layer_norm_eps=1e-7,
-    )
-    torch.manual_seed(seed)
-    bert = BertForMaskedLM(config) if head else BertModel(config)
-    for weights in bert.parameters():  # BERT's own start would hide most differences
-        torch.nn.init.normal_(weights, std=0.3)
-    bert.save_pretrained(folder)
-    made = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
-    BertTokenizerFast(tokenizer_object=made._tokenizer).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("start") / "bert")
-
-
-@pytest.fixture(scope="module")
-def headless(tmp_path_factory):
-    return save_bert(tmp_path_factory.mktemp("start") / "headless", head=False)
-
-
-def begin(name: str, seed: int = 0, **options: int | float) -> Stage1:
-    config = StartConfig(start=name, num_queries=4, embed_dim=6, max_text_tokens=12, **options)
-    return start_stage1(config, start_tokenizer(config, TEXTS), C, seed).eval()
-
-
-def begin_from(folder: Path, seed: int = 0) -> Stage1:
-    return begin(f"hf:{folder}", seed)
-
-
-def weights_of(stage1: Stage1) -> dict[str, list[float]]:
-    return {name: value.tolist() for name, value in stage1.state_dict().items()}
 
 
 # From a BERT
 
 
-def test_what_a_bert_has_not_comes_from_the_seed(bert, headless):
+def test_what_a_bert_has_not_comes_from_the_seed(bert, headless, begin_from, weights_of):
     new = ("query_tokens", ".look.", "_proj.weight", "itm_head.weight")
     one, same, other = weights_of(begin_from(bert)), weights_of(begin_from(bert)), None
     assert one == same
@@ -85,7 +31,7 @@ def test_what_a_bert_has_not_comes_from_the_seed(bert, headless):
     assert weights_of(begin_from(bert)) == one
 
 
-def test_a_start_leaves_the_global_generator_alone(bert):
+def test_a_start_leaves_the_global_generator_alone(bert, begin_from):
     torch.manual_seed(5)
     begin_from(bert)
     found = torch.rand(1)
@@ -93,7 +39,7 @@ def test_a_start_leaves_the_global_generator_alone(bert):
     assert torch.equal(found, torch.rand(1))
 
 
-def test_the_size_is_the_berts(bert):
+def test_the_size_is_the_berts(bert, begin_from):
     config = begin_from(bert).config
     assert (config.width, config.num_layers, config.num_heads) == (24, 3, 4)
     assert (config.feed_forward_width, config.max_positions) == (40, 20)
@@ -101,7 +47,9 @@ def test_the_size_is_the_berts(bert):
     assert (config.vision_width, config.num_queries, config.embed_dim) == (C, 4, 6)
 
 
-def test_the_digest_names_the_weights_whatever_was_drawn_before(bert, headless, tmp_path):
+def test_the_digest_names_the_weights_whatever_was_drawn_before(
+    bert, headless, tmp_path, save_bert
+):
     configs = [StartConfig(start=f"hf:{f}", max_text_tokens=12) for f in (bert, headless)]
     torch.manual_seed(0)
     first = [start_digest(config) for config in configs]
@@ -112,7 +60,7 @@ def test_the_digest_names_the_weights_whatever_was_drawn_before(bert, headless, 
     assert start_digest(StartConfig(start="scratch")) is None
 
 
-def test_minilm_comes_with_pip():
+def test_minilm_comes_with_pip(begin):
     stage1 = begin("offline:minilm")
     assert (stage1.config.width, stage1.config.num_layers, stage1.config.num_heads) == (384, 6, 12)
     assert stage1.config.vocab_size == len(stage1.tokenizer) == 30_523
@@ -122,7 +70,7 @@ def test_minilm_comes_with_pip():
 # From scratch
 
 
-def test_from_scratch_it_has_the_size_that_is_asked_for():
+def test_from_scratch_it_has_the_size_that_is_asked_for(begin):
     stage1 = begin("scratch", num_layers=2, width=32, num_heads=2, vocab_size=70)
     config = stage1.config
     assert (config.num_layers, config.width, config.num_heads) == (2, 32, 2)
@@ -131,14 +79,14 @@ def test_from_scratch_it_has_the_size_that_is_asked_for():
     assert config.dropout == 0.1
 
 
-def test_heads_are_one_for_each_64_of_the_width():
+def test_heads_are_one_for_each_64_of_the_width(begin):
     sizes = {width: begin("scratch", num_layers=1, width=width).config for width in (32, 128)}
     assert {width: config.num_heads for width, config in sizes.items()} == {32: 1, 128: 2}
     with pytest.raises(ConfigError, match="width: 100 is no multiple of num_heads=3"):
         begin("scratch", num_layers=1, width=100, num_heads=3)
 
 
-def test_from_scratch_equal_seeds_are_equal_weights():
+def test_from_scratch_equal_seeds_are_equal_weights(begin, weights_of):
     sizes = {"num_layers": 2, "width": 32, "num_heads": 2}
     one = weights_of(begin("scratch", **sizes))
     torch.manual_seed(7)
@@ -185,14 +133,14 @@ def test_a_folder_that_is_not_there_or_no_model_is_named(tmp_path, bert):
     assert "'magic' is neither hf:NAME_OR_FOLDER nor" in told("magic")
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_damaged_weights_are_named(tmp_path, save_bert):
     folder = save_bert(tmp_path / "bert")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     assert f"start: hf:{folder} cannot be had" in told(f"hf:{folder}")
 
 
-def test_a_bert_without_its_tokenizer_is_named(tmp_path):
+def test_a_bert_without_its_tokenizer_is_named(tmp_path, begin_from, save_bert):
     folder = save_bert(tmp_path / "bert")
     for file in folder.glob("*token*"):
         file.unlink()

@@ -1,11 +1,9 @@
 """Weights of transformers under our names compute the same, and each is accounted for."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
     Blip2ForConditionalGeneration,
@@ -36,40 +34,11 @@ SIZES = [
 ]
 
 
-def pictures(count: int = 3) -> Tensor:
-    return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(3))
-
-
-def tokens_of(theirs, values: Tensor) -> Tensor:
-    """What goes into the last norm of their vision tower."""
-    seen: list[Tensor] = []
-    hook = theirs.vision_model.encoder.register_forward_hook(
-        lambda *args: seen.append(args[2].last_hidden_state)
-    )
-    theirs.vision_model(pixel_values=values)
-    hook.remove()
-    return seen[0]
-
-
-@pytest.fixture
-def retrieval(draw_blip2, tmp_path):
-    """A folder of stage 1, its model and its processor."""
-    folder = tmp_path / "retrieval"
-    return folder, *draw_blip2(Blip2ForImageTextRetrieval, folder)
-
-
 @pytest.fixture
 def generation(draw_blip2, tmp_path):
     """A folder of stage 2, its model and its processor."""
     folder = tmp_path / "generation"
     return folder, *draw_blip2(Blip2ForConditionalGeneration, folder)
-
-
-def imported(folder: Path):
-    """The model of a folder, converted by ours."""
-    theirs, _ = read_hugging_face(folder)
-    weights = from_hugging_face(theirs, read_config(folder), {})
-    return weights.stage1(folder_tokenizer(folder)) if weights.stage == 1 else weights.stage2()
 
 
 # Logits
@@ -78,7 +47,9 @@ def imported(folder: Path):
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_stage_1_gives_the_logits_of_transformers(draw_blip2, tmp_path, size, dtype, atol):
+def test_stage_1_gives_the_logits_of_transformers(
+    draw_blip2, tmp_path, size, dtype, atol, imported, pictures, tokens_of
+):
     theirs, processor = draw_blip2(Blip2ForImageTextRetrieval, tmp_path, **size)
     ours = imported(tmp_path).to(dtype)
     theirs.to(dtype)
@@ -90,7 +61,7 @@ def test_stage_1_gives_the_logits_of_transformers(draw_blip2, tmp_path, size, dt
 
     # They cut off as many ids as there are queries: a processor puts <image> there.
     queries = torch.full((len(TEXTS), theirs.config.num_query_tokens), theirs.config.image_token_id)
-    values = pictures().to(dtype)
+    values = pictures.to(dtype)
     expected = {
         itm: theirs(
             pixel_values=values,
@@ -115,17 +86,19 @@ def test_stage_1_gives_the_logits_of_transformers(draw_blip2, tmp_path, size, dt
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [Blip2ForConditionalGeneration, Blip2Model])
-def test_stage_2_gives_the_language_model_what_transformers_gives_it(draw_blip2, tmp_path, kind):
+def test_stage_2_gives_the_language_model_what_transformers_gives_it(
+    draw_blip2, tmp_path, kind, imported, pictures, tokens_of
+):
     theirs, _ = draw_blip2(kind, tmp_path)
     ours = imported(tmp_path)
-    outputs = theirs.get_qformer_features(pictures()) if kind is Blip2Model else None
+    outputs = theirs.get_qformer_features(pictures) if kind is Blip2Model else None
     expected = (
-        theirs.get_image_features(pictures()).pooler_output
+        theirs.get_image_features(pictures).pooler_output
         if outputs is None
         else theirs.language_projection(outputs)
     )
     assert expected.std() > 0.01
-    found = ours.soft_prompt(tokens_of(theirs, pictures()))
+    found = ours.soft_prompt(tokens_of(theirs, pictures))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -145,7 +118,7 @@ def test_what_transformers_has_no_place_for_starts_as_from_scratch(retrieval):
     assert weights.left_out == {}
 
 
-def test_names_and_values_go_there_and_back(retrieval):
+def test_names_and_values_go_there_and_back(retrieval, imported):
     theirs, _ = read_hugging_face(retrieval[0])
     stage1 = imported(retrieval[0])
     back, rest = to_hugging_face(stage1.state_dict())

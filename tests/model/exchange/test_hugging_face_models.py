@@ -1,22 +1,13 @@
 """What is written for transformers loads there, and gives our logits and captions."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
     AutoProcessor,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
 )
 
-from model.exchange.hugging_face import (
-    folder_tokenizer,
-    from_hugging_face,
-    read_config,
-    read_hugging_face,
-)
 from model.exchange.hugging_face_models import generation_model, retrieval_model
 from model.generation.settings import GenerationConfig
 from model.generation.stage2 import write_texts
@@ -31,37 +22,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ["a red boat", "picture number 3", "a boat of a red boat of number 7"]
 
 
-def pictures(count: int = 3) -> Tensor:
-    return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(3))
-
-
-def tokens_of(theirs, values: Tensor) -> Tensor:
-    """What goes into the last norm of their vision tower."""
-    seen: list[Tensor] = []
-    hook = theirs.vision_model.encoder.register_forward_hook(
-        lambda *args: seen.append(args[2].last_hidden_state)
-    )
-    theirs.vision_model(pixel_values=values)
-    hook.remove()
-    return seen[0]
-
-
-@pytest.fixture
-def retrieval(draw_blip2, tmp_path):
-    """A folder of stage 1, its model and its processor."""
-    folder = tmp_path / "retrieval"
-    return folder, *draw_blip2(Blip2ForImageTextRetrieval, folder)
-
-
-def imported(folder: Path):
-    """The model of a folder, converted by ours."""
-    theirs, _ = read_hugging_face(folder)
-    weights = from_hugging_face(theirs, read_config(folder), {})
-    return weights.stage1(folder_tokenizer(folder)) if weights.stage == 1 else weights.stage2()
-
-
 @torch.no_grad()
-def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
+def test_an_exported_stage_1_loads_and_scores_as_ours(
+    retrieval, tmp_path, imported, pictures, tokens_of
+):
     stage1 = imported(retrieval[0])
     model, processor = retrieval_model(stage1, *load_tower(str(retrieval[0])))
     model.save_pretrained(tmp_path / "out")
@@ -71,7 +35,7 @@ def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
     for name, value in retrieval[1].state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 
-    values = pictures()
+    values = pictures
     batch = processor(text=TEXTS, images=list(torch.zeros(3, 3, 28, 28)), padding=True)
     ids, mask = torch.tensor(batch["input_ids"]), torch.tensor(batch["attention_mask"])
     image = tokens_of(loaded, values)
@@ -92,7 +56,9 @@ def test_an_exported_stage_1_loads_and_scores_as_ours(retrieval, tmp_path):
 @pytest.mark.parametrize("family", ["opt", "llama", "t5", "t5-untied"])
 @pytest.mark.parametrize("spare_rows", [3, 0])
 @pytest.mark.parametrize("prompt", ["", "a picture of"])
-def test_an_exported_stage_2_writes_our_captions(draw_blip2, tmp_path, family, prompt, spare_rows):
+def test_an_exported_stage_2_writes_our_captions(
+    draw_blip2, tmp_path, family, prompt, spare_rows, imported, pictures
+):
     """With a row to spare for <image>, and without."""
     seed = 2 if family == "opt" else 6  # whose captions differ
     theirs, processor = draw_blip2(
@@ -106,7 +72,7 @@ def test_an_exported_stage_2_writes_our_captions(draw_blip2, tmp_path, family, p
     stage2 = imported(tmp_path / "blip2")
     tower, transform = load_tower(str(tmp_path / "blip2"))
     config = GenerationConfig(method="greedy", min_tokens=0, max_tokens=13)
-    ours = [texts[0] for texts in write_texts(stage2, language, tower(pictures()), prompt, config)]
+    ours = [texts[0] for texts in write_texts(stage2, language, tower(pictures), prompt, config)]
     assert len(set(ours)) > 1
 
     rows = language.model.get_input_embeddings().num_embeddings
@@ -121,7 +87,7 @@ def test_an_exported_stage_2_writes_our_captions(draw_blip2, tmp_path, family, p
     batch = processor(text=[prompt] * 3, images=list(torch.zeros(3, 3, 28, 28)))
     ids = torch.tensor(batch["input_ids"])
     written = loaded.generate(
-        pixel_values=pictures(),
+        pixel_values=pictures,
         input_ids=ids,
         attention_mask=torch.tensor(batch["attention_mask"]),
         max_new_tokens=12,

@@ -2,24 +2,12 @@
 
 import hashlib
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
 from model.pretrained.digests import folder_digest, tensors_digest, weights_digest
 from model.pretrained.weight_files import read_tensors
 from pipeline.storage import Folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """In two files."""
-    one = {"a.weight": torch.ones(2), "b.weight": torch.zeros(3)}
-    save_file(one, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({"a.bias": torch.arange(4)}, tmp_path / "model-00002-of-00002.safetensors")
-    save_file({"other": torch.ones(1)}, tmp_path / "viaduct.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    return tmp_path
 
 
 def of_a(name: str) -> bool:
