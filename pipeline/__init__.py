@@ -25,6 +25,7 @@ data flows:
     features    image tokens as fixed-shape tensors, written
     order       which pictures a step trains on, and all that is drawn by chance
     token_reader    image tokens out of feature shards, a row copied once
+    pair_rows   which rows are pairs of a split, as columns; their captions
     loader      batches out of features and captions
     embeddings  vectors of pictures and captions, in and out of numpy
 
