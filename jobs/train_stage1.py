@@ -71,7 +71,7 @@ class TrainStage1:
                 loop=self.loop,
                 optimizer=self.optimizer,
                 make_learner=partial(Stage1Learner, self, features, captions),
-                tokenizer=lambda: start_tokenizer(self.start, pairs.rows.all_texts()).to_json(),
+                tokenizer=lambda: start_tokenizer(self.start, pairs.all_texts()).to_json(),
             )
             return train(training, self, self.ranks, place)
 
@@ -149,7 +149,7 @@ class Stage1Learner:
             self.module.embed_pictures(pairs.tokens(part).to(self._device)).cpu().numpy()
             for part in np.array_split(np.arange(num), -(-num // _AT_ONCE))
         ]
-        texts = pairs.rows.texts(np.arange(num))
+        texts = pairs.texts(np.arange(num))
         owners = np.repeat(np.arange(num), [len(its) for its in texts])
         words = [self.module.embed_texts(its).cpu().numpy() for its in texts]
         found = recall(ranks(np.concatenate(images), np.concatenate(words), owners), at=(1,))

@@ -17,7 +17,8 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.pair_rows import PairRows
-from pipeline.token_reader import TokenReader
+from pipeline.token_reader import ShardTokens, TokenReader, gather
+from pipeline.views import view_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,47 +42,94 @@ class Pairs:
     """The pictures of one split that have image tokens and a kept caption.
 
     Args:
-        features: dataset of kind `features`.
+        features: dataset of kind `features`, or all its views (`views.open_views`).
         captions: a dataset beside it that has captions and split (`pairs`).
         split: `train`, `validation` or `test`.
+        seed: of the views that pictures show.
         pin: gather tokens where a GPU fetches them from.
 
     Raises:
-        ConfigError: the two do not lie side by side, or the split is empty.
+        ConfigError: they do not lie side by side, or the split is empty.
     """
 
     def __init__(
-        self, features: Dataset, captions: Dataset, split: str, *, pin: bool = False
+        self,
+        features: Dataset | Sequence[Dataset],
+        captions: Dataset,
+        split: str,
+        *,
+        seed: int = 0,
+        pin: bool = False,
     ) -> None:
-        self.rows = PairRows(features, captions, split)
-        self._tokens = TokenReader(features)
+        views = [features] if isinstance(features, Dataset) else features
+        self.rows = PairRows(views, captions, split)
+        self._readers = [TokenReader(view) for view in views]
+        self._seed = seed
         self._memory = BatchMemory(pin=pin)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def tokens(self, pictures: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """float16 or bfloat16 [B, P, C]: image tokens as cached, before `ln_vision`."""
-        places = self.rows.places(np.asarray(pictures))
-        shard = self._tokens.shard(places[0][0])
-        tokens = self._memory.take((len(places), *shard.shape), shard.dtype)
-        self._tokens.gather(places, tokens.numpy())
+    def texts(self, pictures: np.ndarray) -> list[list[str]]:
+        """The kept captions of each of these pictures."""
+        return self.rows.texts(pictures)
+
+    def all_texts(self) -> Iterator[str]:
+        """The kept captions of all pictures."""
+        return self.rows.all_texts()
+
+    def tokens(
+        self, pictures: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Image tokens as cached, before `ln_vision`.
+
+        Args:
+            pictures: int64[B], their numbers; one at least.
+            epochs: int64[B], in which each shows one of its views; None is for evaluation.
+
+        Returns:
+            float16 or bfloat16 [B, P, C]
+        """
+        wanted = self._wanted(np.asarray(pictures), epochs)
+        shard, _ = wanted[0]
+        tokens = self._memory.take((len(wanted), *shard.shape), shard.dtype)
+        gather(wanted, tokens.numpy())
         return _as_stored(tokens)
 
-    def batch(self, pictures: np.ndarray, draw: np.ndarray) -> Batch:
+    def batch(
+        self, pictures: np.ndarray, draw: np.ndarray, epochs: np.ndarray | None = None
+    ) -> Batch:
         """A batch of these pictures.
 
         Args:
             pictures: int64[B], their numbers.
             draw: float64[B] in [0, 1), draws one of the captions of each.
+            epochs: as in `tokens`.
         """
-        texts = self.rows.drawn(pictures, draw)
+        texts = self._drawn(pictures, draw)
         return Batch(
-            tokens=self.tokens(pictures),
+            tokens=self.tokens(pictures, epochs),
             texts=texts,
             picture=torch.from_numpy(pictures.astype(np.int64)),
             caption=torch.tensor([_key(text) for text in texts]),
         )
+
+    def _wanted(
+        self, pictures: np.ndarray, epochs: np.ndarray | None
+    ) -> list[tuple[ShardTokens, int]]:
+        """Where the tokens of each picture are."""
+        places = self.rows.places(pictures)
+        views = [0] * len(places)
+        if epochs is not None and len(self._readers) > 1:
+            uids = self.rows.uids(pictures)
+            views = view_of(uids, epochs, len(self._readers), self._seed).tolist()
+        return [
+            (self._readers[view].shard(number), row)
+            for view, (number, row) in zip(views, places, strict=True)
+        ]
+
+    def _drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
+        return self.rows.drawn(pictures, draw)
 
 
 class BatchMemory:

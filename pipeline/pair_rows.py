@@ -3,7 +3,7 @@
 Of 100 million pictures a rank holds 400 MB of row numbers; captions stay in the mapped files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,27 +20,28 @@ class PairRows:
     """The pictures of one split that have image tokens and a kept caption, numbered from 0.
 
     Args:
-        features: dataset of kind `features`.
-        captions: a dataset beside it that has captions and split (`pairs`).
+        views: datasets of kind `features`, the first for evaluation.
+        captions: a dataset beside them that has captions and split (`pairs`).
         split: `train`, `validation` or `test`.
 
     Raises:
-        ConfigError: the two do not lie side by side, or the split is empty.
+        ConfigError: they do not lie side by side, or the split is empty.
     """
 
-    def __init__(self, features: Dataset, captions: Dataset, split: str) -> None:
-        check_side_by_side(features, captions)
+    def __init__(self, views: Sequence[Dataset], captions: Dataset, split: str) -> None:
+        check_side_by_side(*views, captions)
         self._captions = captions
-        self._kept = lru_cache(OPEN_SHARDS)(self._open)
+        self._shard = lru_cache(OPEN_SHARDS)(self._open)
         self.num_without_caption = 0
         """Pictures of the split that have no kept caption."""
         self._numbers = sorted(captions.records)
         rows = []
         for number in self._numbers:
             shard = captions.shard(number)
-            of_split = shard.table.column("split").to_numpy() == split
-            here = of_split & np.asarray(shard.live) & has_tokens(features.shard(number))
-            told = KeptCaptions(shard.table.column("captions")).counts > 0
+            here = (shard.table.column("split").to_numpy() == split) & np.asarray(shard.live)
+            for view in views:
+                here &= has_tokens(view.shard(number))
+            told = _Captioned(shard.table).counts > 0
             self.num_without_caption += int((here & ~told).sum())
             rows.append(np.flatnonzero(here & told).astype(np.uint32))
         self.shard_sizes = np.array([len(its) for its in rows])
@@ -63,7 +64,7 @@ class PairRows:
 
     def texts(self, pictures: np.ndarray) -> list[list[str]]:
         """The kept captions of each of these pictures."""
-        return [self._kept(number).of(row) for number, row in self.places(pictures)]
+        return [self._shard(number).of(row) for number, row in self.places(pictures)]
 
     def drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
         """One of the kept captions of each of these pictures.
@@ -73,7 +74,11 @@ class PairRows:
             draw: float64[B] in [0, 1), which of them.
         """
         places = zip(self.places(pictures), draw.tolist(), strict=True)
-        return [self._kept(number).one_of(row, share) for (number, row), share in places]
+        return [self._shard(number).one_of(row, share) for (number, row), share in places]
+
+    def uids(self, pictures: np.ndarray) -> list[bytes]:
+        """The uid of each of these pictures."""
+        return [self._shard(number).uids[row].as_py() for number, row in self.places(pictures)]
 
     def all_texts(self) -> Iterator[str]:
         """The kept captions of all pictures, in order."""
@@ -81,19 +86,20 @@ class PairRows:
             for its in self.texts(part):
                 yield from its
 
-    def _open(self, number: int) -> "KeptCaptions":
-        return KeptCaptions(self._captions.shard(number).table.column("captions"))
+    def _open(self, number: int) -> "_Captioned":
+        return _Captioned(self._captions.shard(number).table)
 
 
-class KeptCaptions:
-    """The captions in use of a shard's rows.
+class _Captioned:
+    """The captions in use of a shard's rows, and their uids.
 
     Args:
-        captions: a column of lists of `schemas.CAPTION`.
+        table: with the columns `uid` and `captions`.
     """
 
-    def __init__(self, captions: pa.ChunkedArray) -> None:
-        column = captions.combine_chunks()
+    def __init__(self, table: pa.Table) -> None:
+        self.uids = table.column("uid").combine_chunks()
+        column = table.column("captions").combine_chunks()
         flat = pc.list_flatten(column)
         in_use = pc.equal(pc.struct_field(flat, "status"), KEPT)
         self._texts = pc.struct_field(flat, "text").filter(in_use)

@@ -62,8 +62,8 @@ def test_only_the_split_and_only_captions_in_use(features, pairs, split):
     assert rows_held(found) == rows
     assert len(found) == len(rows)
     texts = [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
-    assert found.rows.texts(np.arange(len(rows))) == texts
-    assert list(found.rows.all_texts()) == [text for its in texts for text in its]
+    assert found.texts(np.arange(len(rows))) == texts
+    assert list(found.all_texts()) == [text for its in texts for text in its]
     ends = np.searchsorted(rows, np.cumsum(SHARDS))
     assert found.rows.shard_sizes.tolist() == np.diff(ends, prepend=0).tolist()
     without = [r for r in range(0, sum(SHARDS), 4) if SPLITS[r % len(SPLITS)] == split]
@@ -181,7 +181,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path, pairs, cached):
 
 def test_a_draw_takes_each_of_the_captions_equally_often(features, pairs):
     found = Pairs(features["fp16"], pairs, "train")
-    all_texts = found.rows.texts(np.arange(len(found)))
+    all_texts = found.texts(np.arange(len(found)))
     three = next(n for n, texts in enumerate(all_texts) if len(texts) == 3)
     draw = np.arange(300) / 300
     drawn = found.batch(np.full(300, three), draw).texts
@@ -196,7 +196,7 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
     pictures = np.array([4, 0, 7])
     batch = found.batch(pictures, np.zeros(3))
     assert torch.equal(batch.tokens, found.tokens([4, 0, 7]))
-    assert batch.texts == [its[0] for its in found.rows.texts(pictures)]
+    assert batch.texts == [its[0] for its in found.texts(pictures)]
     assert batch.picture.tolist() == [4, 0, 7]
     assert batch.caption.dtype == batch.picture.dtype == torch.int64
     again = found.batch(np.array([7, 4]), np.zeros(2))
@@ -207,7 +207,7 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
 def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs, monkeypatch):
     found = Pairs(features["fp16"], pairs, "train")
     texts = ["A red boat", "a red boat", "a red boat ", "a red boats"]
-    monkeypatch.setattr(found.rows, "drawn", lambda *_: texts)
+    monkeypatch.setattr(found, "_drawn", lambda *_: texts)
     keys = found.batch(np.arange(4), np.full(4, 0.5)).caption.tolist()
     assert keys[0] == keys[1]  # tokenizers of BERT's kind see no case
     assert len(set(keys)) == 3

@@ -117,9 +117,7 @@ def test_auto_shuffles_whole_what_is_local():
 
 
 def test_a_full_shuffle_of_what_is_not_local_says_why_not():
-    with pytest.raises(
-        ConfigError, match="shuffle: full, but s3://b/f is not local"
-    ):
+    with pytest.raises(ConfigError, match="shuffle: full, but s3://b/f is not local"):
         OrderConfig(shuffle="full").resolved(["s3://b/f"])
 
 
