@@ -88,16 +88,30 @@ class Pairs:
             pictures: int64[B], their numbers.
             draw: float64[B] in [0, 1), draws one of the captions of each.
         """
-        texts = [
-            self.texts[picture][int(share * len(self.texts[picture]))]
-            for picture, share in zip(pictures.tolist(), draw.tolist(), strict=True)
-        ]
+        texts = self._drawn(pictures, draw)
         return Batch(
             tokens=self.tokens(pictures.tolist()),
             texts=texts,
             picture=torch.from_numpy(pictures.astype(np.int64)),
             caption=torch.tensor([_key(text) for text in texts]),
         )
+
+    def named(self, pictures: np.ndarray, draw: np.ndarray) -> list[dict[str, str]]:
+        """`uid` (hexadecimal) and `caption` of the pairs that `batch` gives; for people."""
+        places = [self.places[picture] for picture in pictures.tolist()]
+        uids = [self._features.shard(shard).table.column("uid")[row] for shard, row in places]
+        texts = self._drawn(pictures, draw)
+        return [
+            {"uid": uid.as_py().hex(), "caption": text}
+            for uid, text in zip(uids, texts, strict=True)
+        ]
+
+    def _drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
+        """One of the captions of each picture."""
+        return [
+            self.texts[picture][int(share * len(self.texts[picture]))]
+            for picture, share in zip(pictures.tolist(), draw.tolist(), strict=True)
+        ]
 
     def _of(self, number: int, row: int) -> np.ndarray:
         """[1, P, C]"""
