@@ -77,7 +77,7 @@ class TrainStage1:
             return train(training, self, self.ranks, place)
 
     def _lineage(self, features: Dataset, captions: Dataset, place: Place) -> Lineage:
-        parts = (self.start, self.objectives, self.optimizer)
+        parts = (self.start, self.objectives.resolved(self.loop.steps), self.optimizer)
         config = {name: value for part in parts for name, value in asdict(part).items()}
         frozen: dict[str, Any] = {"encoder": features.manifest.lineage.frozen["encoder"]}
         if (digest := start_digest(self.start)) is not None:

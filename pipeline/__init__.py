@@ -22,8 +22,9 @@ data flows:
     near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
     filters, picture_filters, caption_filters, languages   what pictures and captions have to be
     hashes, plan, recurring, curate     the phases of curate
-    features    image tokens as fixed-shape tensors
+    features    image tokens as fixed-shape tensors, written
     order       which pictures a step trains on, and all that is drawn by chance
+    token_reader    image tokens out of feature shards, a row copied once
     loader      batches out of features and captions
     embeddings  vectors of pictures and captions, in and out of numpy
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
-from pipeline.features import has_tokens, read_tokens
+from pipeline.token_reader import TokenReader, has_tokens
 
 SPLITS = ("train", "validation", "test")
 
@@ -50,8 +50,7 @@ class Pairs:
 
     def __init__(self, features: Dataset, captions: Dataset, split: str) -> None:
         check_side_by_side(features, captions)
-        self._features = features
-        self._tokens: dict[int, Callable[[Sequence[int]], np.ndarray]] = {}
+        self._tokens, self._captions = TokenReader(features), captions
         self.num_without_caption = 0
         """Pictures of the split that have no kept caption."""
         places, texts = [], []
@@ -79,7 +78,7 @@ class Pairs:
 
     def tokens(self, pictures: Sequence[int]) -> torch.Tensor:
         """float16 or bfloat16 [B, P, C]: image tokens as cached, before `ln_vision`."""
-        return as_tensor(np.concatenate([self._of(*self.places[n]) for n in pictures]))
+        return as_tensor(self._tokens.read([self.places[n] for n in pictures]))
 
     def batch(self, pictures: np.ndarray, draw: np.ndarray) -> Batch:
         """A batch of these pictures.
@@ -99,7 +98,7 @@ class Pairs:
     def named(self, pictures: np.ndarray, draw: np.ndarray) -> list[dict[str, str]]:
         """`uid` (hexadecimal) and `caption` of the pairs that `batch` gives; for people."""
         places = [self.places[picture] for picture in pictures.tolist()]
-        uids = [self._features.shard(shard).table.column("uid")[row] for shard, row in places]
+        uids = [self._captions.shard(shard).table.column("uid")[row] for shard, row in places]
         texts = self._drawn(pictures, draw)
         return [
             {"uid": uid.as_py().hex(), "caption": text}
@@ -112,13 +111,6 @@ class Pairs:
             self.texts[picture][int(share * len(self.texts[picture]))]
             for picture, share in zip(pictures.tolist(), draw.tolist(), strict=True)
         ]
-
-    def _of(self, number: int, row: int) -> np.ndarray:
-        """[1, P, C]"""
-        if number not in self._tokens:
-            shard = self._features.shard(number)
-            self._tokens[number] = read_tokens(shard, self._features.manifest.rows_per_batch)
-        return self._tokens[number]([row])
 
 
 def as_tensor(tokens: np.ndarray) -> torch.Tensor:

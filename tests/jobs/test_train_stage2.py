@@ -1,20 +1,27 @@
 """Stage 2 as a user trains it: its loss, its captions, its lineage, what it refuses."""
 
+import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import cli
 from jobs.cli import main
 from jobs.train_stage2 import Stage2Learner
+from jobs.training.updates import Updates
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage2
-from model.language_text import language_batch
+from model.generation.settings import GenerationConfig
+from model.generation.stage2 import write_texts
+from model.language_text import IGNORED, language_batch, prompt_ids
 from model.pretrained.digests import weights_digest
 from model.pretrained.language_loading import load_language_model
+from model.stage2 import Stage2Batch
 from pipeline.dataset import Dataset
 from pipeline.loader import Pairs
 from pipeline.order import Order
@@ -26,8 +33,6 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-LOSSES = {"loss", "itc", "itg", "itc_unsmoothed", "itg_unsmoothed"}
-ITM = {"itm", "itm_accuracy"}
 RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
 
 
@@ -84,13 +89,64 @@ def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert read_training(tmp_path / "out") == read_training(whole)
 
 
+def make_learner(command: list[object], data: Path, stage1: Path) -> Stage2Learner:
+    """What a command trains, in this process."""
+    job = cli._parse(str(command[0]), [str(word) for word in command[1:]])
+    features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    checkpoint = Checkpoint.open(str(stage1))
+    return Stage2Learner(job, checkpoint, features, captions, "", torch.device("cpu"))
+
+
+def test_micro_batches_make_the_update_of_one_large_batch(data, unbroken, stage2_command):
+    """Captions differ in length, so that micro-batches hold other numbers of tokens."""
+    command = stage2_command(Path("nowhere"), "--batch-size", 12)
+    one, several = (make_learner(command, data, unbroken) for _ in range(2))
+    batch = one.batch(0)
+    parts = [
+        Stage2Batch(*(value[rows] for value in vars(batch).values()))
+        for rows in (slice(0, 4), slice(4, 8), slice(8, 12))
+    ]
+    counts = {int((part.targets != IGNORED).sum()) for part in parts}
+    assert len(counts) > 1
+    large = Updates(one, one._job.loop, one._job.optimizer, torch.device("cpu"))
+    loop = replace(one._job.loop, accumulate=3)
+    small = Updates(several, loop, one._job.optimizer, torch.device("cpu"))
+    for learner in (one, several):
+        learner.module.eval()  # dropout would draw otherwise for other batches
+    for step in range(2):
+        expected, _ = large.make(step, iter([batch]))
+        found, _ = small.make(step, iter(parts))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0, msg=name)
+    for name, weight in one.module.state_dict().items():
+        torch.testing.assert_close(several.module.state_dict()[name], weight, rtol=0, atol=1e-4)
+
+
+def test_a_few_held_out_captions_are_written_at_each_validation(stage2, data):
+    text = (stage2 / "validation_captions.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [4] * 4 + [8] * 4
+    features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    held_out = Pairs(features, captions, "validation")
+    stage2_, language = load_stage2(Checkpoint.open(str(stage2)))
+    room = 24 - len(prompt_ids(language, "picture"))
+    greedy = GenerationConfig(method="greedy", min_tokens=1, max_tokens=room)
+    written = write_texts(stage2_, language, held_out.tokens(range(4)), "picture", greedy)
+    assert [[line["written"]] for line in lines[4:]] == written
+    assert [line["caption"] for line in lines[4:]] == [its[0] for its in held_out.texts[:4]]
+    board = EventAccumulator(str(stage2 / "tensorboard")).Reload()
+    shown = board.Tensors("validation/captions/text_summary")
+    assert [event.step for event in shown] == [4, 8]
+    table = shown[1].tensor_proto.string_val[0].decode()
+    assert all(line["uid"] in table and line["written"] in table for line in lines[4:])
+
+
 def test_stage_2_splits_captions_by_seed_and_step(data, unbroken, stage2_command, t5_folder):
     t5 = f"hf:{t5_folder}"
     command = stage2_command(Path("nowhere"), "--language-model", t5, "--seed", 5)
-    job = cli._parse(str(command[0]), [str(word) for word in command[1:]])
+    learner = make_learner(command, data, unbroken)
     features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
-    stage1 = Checkpoint.open(str(unbroken))
-    learner = Stage2Learner(job, stage1, features, captions, "", torch.device("cpu"))
     pairs = Pairs(features, captions, "train")
     order = Order(len(pairs), 8, seed=5)
     for step in (3, 0):

@@ -16,8 +16,6 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-LOSSES = {"loss", "itc", "itg", "itc_unsmoothed", "itg_unsmoothed"}
-ITM = {"itm", "itm_accuracy"}
 RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
 
 
@@ -57,8 +55,9 @@ def test_ranks_that_keep_failing_are_given_up(tmp_path, stage1_command, rank_her
     assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
-def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, metrics):
-    options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8)
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, metrics, accumulate):
+    options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8, "--accumulate", accumulate)
     with rank_here():
         assert run(*stage1_command(tmp_path / "one", *options)) == 0
     assert run(*stage1_command(tmp_path / "two", *options, "--ranks", 2)) == 0

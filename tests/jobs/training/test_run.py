@@ -18,11 +18,6 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-LOSSES = {"loss", "itc", "itg", "itc_unsmoothed", "itg_unsmoothed"}
-ITM = {"itm", "itm_accuracy"}
-RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
-
-
 def test_the_same_command_again_returns_at_once(unbroken, stage1_command, no_ranks, capsys):
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
     assert run(*stage1_command(unbroken)) == 0
