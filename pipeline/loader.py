@@ -128,6 +128,14 @@ class Pairs:
             for view, (number, row) in zip(views, places, strict=True)
         ]
 
+    def named(self, pictures: np.ndarray, draw: np.ndarray) -> list[dict[str, str]]:
+        """`uid` (hexadecimal) and `caption` of the pairs that `batch` gives; for people."""
+        texts = self._drawn(pictures, draw)
+        return [
+            {"uid": uid.hex(), "caption": text}
+            for uid, text in zip(self.rows.uids(pictures), texts, strict=True)
+        ]
+
     def _drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
         return self.rows.drawn(pictures, draw)
 
