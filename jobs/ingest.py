@@ -183,6 +183,7 @@ def _worker(
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
+        fetcher.expect(slice_.column("url").to_pylist())
         got = download(
             slice_,
             fetcher,

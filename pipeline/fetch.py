@@ -11,6 +11,7 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -129,12 +130,16 @@ class FetchConfig:
 class Fetcher(Protocol):
     """Gets the bytes behind a location. Used by many threads at once."""
 
+    def expect(self, locations: Sequence[str]) -> None:
+        """Hear what a shard will ask for from now on, each once and nearly in this order."""
+        return None  # most have no use for it
+
     def __call__(self, location: str) -> bytes:
         """Raises FetchFault with the outcome."""
         ...
 
 
-class HttpFetcher:
+class HttpFetcher(Fetcher):
     """Fetches http and https URLs of the open web over kept connections."""
 
     def __init__(self, config: FetchConfig) -> None:
@@ -242,7 +247,7 @@ class HttpFetcher:
 
 
 @dataclass(frozen=True)
-class FolderFetcher:
+class FolderFetcher(Fetcher):
     """Reads pictures from below a folder and from nowhere else."""
 
     folder: Path
