@@ -9,6 +9,7 @@ import datasets
 import polars
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.fs as pafs
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -159,6 +160,25 @@ def test_a_shard_reads_a_batch_once_however_late_its_threads_are(
     assert got.pictures == Account(62, 60, {"failed:missing_file": 2})
     assert len(set(batches_read)) == len(batches_read)
     assert sum(rows for _, _, rows in batches_read) == 62
+
+
+@pytest.mark.parametrize("form", ["datasets.parquet", "feather.arrow", "stream.arrow"])
+def test_tables_of_pictures_on_an_object_store_are_those_of_a_disk(
+    tmp_path, pictures, bucket, form
+):
+    fs, options = bucket
+    write(tmp_path, pictures, form)
+    pafs.copy_files(str(tmp_path), f"tables/{form}", destination_filesystem=fs)
+    here = open_source(str(tmp_path), SourceColumns())
+    (slice_,) = cut(here.tables(), 1000)
+    urls = slice_.column("url").to_pylist()
+    for location in (f"s3://tables/{form}?{options}", f"s3://tables/{form}/*.[ap]*?{options}"):
+        there = open_source(location, SourceColumns())
+        assert there.digest() == here.digest()
+        assert next(cut(there.tables(), 1000)).equals(slice_)
+        fetch = fetcher_of(there, urls)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(fetch, urls[:-1])) == pictures
 
 
 def test_what_is_no_row_is_no_path(tmp_path, pictures):
