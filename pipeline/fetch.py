@@ -81,8 +81,9 @@ class FetchConfig:
 
     shard_timeout_s: float = 600.0
     """Longest time that a shard may keep its worker waiting for pictures, in seconds; what has not
-    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep it
-    well below `deadline_s`, after which the worker is killed and the shard begun again."""
+    come by then is `failed:deadline`. Time in which the worker decodes does not count. It is at
+    least `total_timeout_s`, and should be well below `deadline_s`, after which the worker is killed
+    and the shard begun again."""
 
     max_download_bytes: int = 64 << 20
     """Largest body read, in bytes, as sent and as unpacked."""
@@ -117,6 +118,11 @@ class FetchConfig:
         for name in (*times, "max_download_bytes", "threads", "per_host"):
             if not getattr(self, name) > 0:  # nan is not either
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        if self.total_timeout_s > self.shard_timeout_s:
+            raise ConfigError(
+                f"total_timeout_s: {self.total_timeout_s:g} of one picture is more than "
+                f"shard_timeout_s, {self.shard_timeout_s:g} of a whole shard"
+            )
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
         for name in ("user_agent", "contact"):
