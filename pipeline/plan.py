@@ -5,7 +5,7 @@ Its memory is some 370 bytes a picture, the hashes included, whatever the pictur
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -77,9 +77,11 @@ def make_plan(
     size = np.where(is_held_out, np.iinfo(np.int64).max, _numpy(table, "original_pixels"))
     distinct = _best_of_each(pixels[claims], size[claims], claims)
     distinct = distinct[np.lexsort((distinct, -size[distinct]))]
-    alike = _alike(table, distinct, near)
     leaks = is_held_out[distinct]
-    leaks[alike[leaks[alike[:, 0]], 1]] = True
+    if held_out.num_rows:  # stricter than for uniting: a leak that stays costs more than a picture
+        met = _alike(table, distinct, replace(near, near_colours=near.leak_colours))
+        leaks[met[leaks[met[:, 0]], 1]] = True
+    alike = _alike(table, distinct, near)
     alike = alike[~leaks[alike].any(axis=1)]
     unites = near.near_duplicates == "unite"
     kept_for = distinct[stars(len(distinct), alike if unites else alike[:0])]
