@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.accounting import Account
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.near_duplicates import NearDuplicateConfig, chains, near_pairs, stars
 from pipeline.schemas import HASHES, KEPT, PLAN, TAKEN_DOWN
+from pipeline.shard import MANIFEST
 
 EVALUATION_LEAK = "evaluation_leak"
 """The outcome of a picture that is, or is alike to, one of an evaluation set."""
@@ -155,6 +157,14 @@ def _laid_out(
         [columns[n] if n in columns else rows.column(n).take(pa.array(order)) for n in PLAN.names],
         schema=PLAN,
     )
+
+
+def plan_beside(pairs: Dataset) -> pa.Table | None:
+    """The plan by which curate made `pairs`, of all the inputs' rows; None where it is gone."""
+    folder = pairs.folder / ".work" / "plan"
+    if folder.size(MANIFEST) is None:
+        return None
+    return Dataset.open(folder, "plan").shard(0).table
 
 
 def rows_of_shard(plan: pa.Table, output_shard: int) -> pa.Table:
