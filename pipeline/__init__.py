@@ -15,7 +15,7 @@ data flows:
     turns       which row a free thread fetches, and how many ask one host at once
     manners     what servers may ask of a worker: waits, opt-outs
     fetch       the one place where bytes enter a worker
-    pictures    bytes to an upright, opaque sRGB JPEG of bounded size
+    pictures, picture_bounds   bytes to an upright, opaque sRGB JPEG; what is not decoded
     colours     whatever a file's pixels are, as opaque 8-bit sRGB
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
