@@ -1,6 +1,5 @@
 """TensorBoard shows what the lines say, and so does Weights & Biases."""
 
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
