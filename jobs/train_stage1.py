@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ class TrainStage1:
                 loop=self.loop,
                 optimizer=self.optimizer,
                 make_learner=partial(Stage1Learner, self, features, captions),
-                tokenizer=lambda: start_tokenizer(self.start, chain(*pairs.texts)).to_json(),
+                tokenizer=lambda: start_tokenizer(self.start, pairs.all_texts()).to_json(),
             )
             return train(training, self, self.ranks, place)
 
@@ -104,7 +103,7 @@ class Stage1Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train")
+        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
         self._held_out = held_out(features, captions)
         self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
         width = features.manifest.lineage.frozen["encoder"]["width"]
@@ -162,13 +161,12 @@ class Stage1Learner:
 
     def _recall(self, pairs: Pairs, num: int) -> dict[str, float]:
         images = [
-            self.module.embed_pictures(pairs.tokens(part.tolist()).to(self._device)).cpu().numpy()
+            self.module.embed_pictures(pairs.tokens(part).to(self._device)).cpu().numpy()
             for part in np.array_split(np.arange(num), -(-num // _AT_ONCE))
         ]
-        owners = np.repeat(np.arange(num), [len(texts) for texts in pairs.texts[:num]])
-        words = [
-            self.module.embed_texts(pairs.texts[picture]).cpu().numpy() for picture in range(num)
-        ]
+        texts = pairs.texts(np.arange(num))
+        owners = np.repeat(np.arange(num), [len(its) for its in texts])
+        words = [self.module.embed_texts(its).cpu().numpy() for its in texts]
         found = recall(ranks(np.concatenate(images), np.concatenate(words), owners), at=(1,))
         return {
             PICTURE_TO_TEXT: found.picture_to_text[1].value,

@@ -149,7 +149,7 @@ class Stage2Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train")
+        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
         self._held_out = held_out(features, captions)
         self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
         self._language = load_language_model(job.language.language_model).to(device)

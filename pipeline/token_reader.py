@@ -1,20 +1,22 @@
 """Image tokens out of feature shards: a row is copied once, from the mapped file into its batch."""
 
 import ctypes
+import math
 import mmap
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from pipeline.dataset import Dataset, Shard
 
-_OPEN_SHARDS = 1024
+OPEN_SHARDS = 1024
 """Shards that are open at once: Linux gives a process 65,530 maps, and datasets may have more."""
 _WILL_NEED = 3
 """MADV_WILLNEED of Linux and the BSDs; the standard library names it only where it has it."""
-_libc = ctypes.CDLL(None)
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class ShardTokens:
@@ -37,6 +39,8 @@ class ShardTokens:
             chunk.storage.values.to_numpy().reshape(len(chunk), *self.shape)
             for chunk in column.chunks
         ]
+        self._addresses = [stored.ctypes.data for stored in self._stored]
+        self._row_bytes = math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """[B, P, C] of `dtype`, in memory of its own."""
@@ -46,19 +50,15 @@ class ShardTokens:
 
     def copy(self, row: int, out: np.ndarray) -> None:
         """Write the tokens of a row into `out`, [P, C] of `dtype`."""
-        out[...] = self._row(row)
+        batch, at = divmod(row, self._rows_per_batch)
+        out[...] = self._stored[batch][at]
 
     def ask_for(self, row: int) -> None:
         """Have the kernel read a row from the disk meanwhile."""
-        stored = self._row(row)
-        address = stored.ctypes.data
-        start = address - address % mmap.PAGESIZE
-        length = address + stored.nbytes - start
-        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _WILL_NEED)  # only advice
-
-    def _row(self, row: int) -> np.ndarray:
         batch, at = divmod(row, self._rows_per_batch)
-        return self._stored[batch][at]
+        begin = self._addresses[batch] + at * self._row_bytes
+        ahead = begin % mmap.PAGESIZE
+        _madvise(begin - ahead, self._row_bytes + ahead, _WILL_NEED)  # it may refuse: only advice
 
 
 def gather(wanted: Sequence[tuple[ShardTokens, int]], out: np.ndarray) -> None:
@@ -78,7 +78,8 @@ class TokenReader:
 
     def __init__(self, features: Dataset) -> None:
         self._features = features
-        self._open: OrderedDict[int, ShardTokens] = OrderedDict()
+        self.shard = lru_cache(OPEN_SHARDS)(self._open)
+        """A shard by its number, which stays open for a while; raises as `Dataset.shard`."""
 
     def gather(self, places: Sequence[tuple[int, int]], out: np.ndarray) -> None:
         """Copy rows into a batch.
@@ -99,16 +100,8 @@ class TokenReader:
         self.gather(places, out)
         return out
 
-    def shard(self, number: int) -> ShardTokens:
-        """A shard, which stays open for a while; raises DatasetError as `Dataset.shard`."""
-        if number in self._open:
-            self._open.move_to_end(number)
-        else:
-            rows_per_batch = self._features.manifest.rows_per_batch
-            self._open[number] = ShardTokens(self._features.shard(number), rows_per_batch)
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return self._open[number]
+    def _open(self, number: int) -> ShardTokens:
+        return ShardTokens(self._features.shard(number), self._features.manifest.rows_per_batch)
 
 
 def has_tokens(shard: Shard) -> np.ndarray:

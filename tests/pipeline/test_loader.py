@@ -47,8 +47,9 @@ def read_all(features: Dataset, pairs: Dataset) -> torch.Tensor:
 
 
 def rows_held(pairs: Pairs) -> list[int]:
+    places = pairs.rows.places(np.arange(len(pairs)))
     first = dict(enumerate(np.cumsum([0, *SHARDS]).tolist()))
-    return [first[shard] + row for shard, row in pairs.places]
+    return [first[shard] + row for shard, row in places]
 
 
 # Which pictures
@@ -60,9 +61,13 @@ def test_only_the_split_and_only_captions_in_use(features, pairs, split):
     rows = expected_rows(split)
     assert rows_held(found) == rows
     assert len(found) == len(rows)
-    assert found.texts == [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
+    texts = [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
+    assert found.texts(np.arange(len(rows))) == texts
+    assert list(found.all_texts()) == [text for its in texts for text in its]
+    ends = np.searchsorted(rows, np.cumsum(SHARDS))
+    assert found.rows.shard_sizes.tolist() == np.diff(ends, prepend=0).tolist()
     without = [r for r in range(0, sum(SHARDS), 4) if SPLITS[r % len(SPLITS)] == split]
-    assert found.num_without_caption == len(without)
+    assert found.rows.num_without_caption == len(without)
 
 
 @pytest.mark.parametrize("of", ["pairs", "features"])
@@ -78,7 +83,7 @@ def test_what_was_taken_down_from_either_dataset_is_left_out(tmp_path, of, cache
     )
     assert rows_held(found) == expected_rows("train", without=down)
     whole = Pairs(features, pairs, "train")
-    assert found.num_without_caption == whole.num_without_caption - 1
+    assert found.rows.num_without_caption == whole.rows.num_without_caption - 1
 
 
 def test_a_picture_without_tokens_is_left_out(tmp_path, pairs, cached):
@@ -132,13 +137,28 @@ def test_tokens_are_those_that_were_stored(features, pairs, dtype, cached):
         assert torch.equal(found.tokens([number]), expected[number : number + 1])
 
 
-def test_tokens_are_a_copy(features, pairs):
-    """The files are mapped: writing into a batch must change no dataset."""
-    found = Pairs(features["fp16"], pairs, "train")
-    before = found.tokens([0, 1]).clone()
-    found.tokens([0, 1]).zero_()
-    found.tokens([0])[0].zero_()
-    assert torch.equal(found.tokens([0, 1]), before)
+def test_memory_is_used_again_once_nothing_refers_to_it(features, pairs, cached):
+    found = Pairs(features["bf16"], pairs, "train")
+    expected = torch.from_numpy(cached.values(expected_rows("train"))).to(torch.bfloat16)
+    first = found.tokens([0, 1])
+    at, part = first.data_ptr(), first[1].t()
+    del first
+    second = found.tokens([2, 3])
+    assert second.data_ptr() != at  # `part` lies there
+    assert torch.equal(part, expected[1].t())
+    del part
+    weight = torch.ones(2, 3, 5, dtype=torch.bfloat16, requires_grad=True)
+    third = found.tokens([4, 5])
+    assert third.data_ptr() == at
+    loss = (third * weight).sum()
+    del third
+    fourth = found.tokens([6, 7])
+    assert fourth.data_ptr() not in (at, second.data_ptr())  # the graph holds it
+    loss.backward()
+    assert torch.equal(weight.grad, expected[4:6])
+    del loss
+    assert found.tokens([8, 9]).data_ptr() == at
+    assert found.tokens([8]).shape == (1, 3, 5)  # of another size
 
 
 def test_bf16_bits_become_bfloat16_in_the_same_memory():
@@ -161,13 +181,14 @@ def test_a_shard_that_is_gone_is_named(tmp_path, pairs, cached):
 
 def test_a_draw_takes_each_of_the_captions_equally_often(features, pairs):
     found = Pairs(features["fp16"], pairs, "train")
-    three = next(n for n, texts in enumerate(found.texts) if len(texts) == 3)
+    all_texts = found.texts(np.arange(len(found)))
+    three = next(n for n, texts in enumerate(all_texts) if len(texts) == 3)
     draw = np.arange(300) / 300
     drawn = found.batch(np.full(300, three), draw).texts
-    assert {text: drawn.count(text) for text in drawn} == dict.fromkeys(found.texts[three], 100)
-    assert found.batch(np.array([three]), np.nextafter([1.0], 0)).texts == [found.texts[three][2]]
-    one = next(n for n, texts in enumerate(found.texts) if len(texts) == 1)
-    assert {*found.batch(np.full(300, one), draw).texts} == {found.texts[one][0]}
+    assert {text: drawn.count(text) for text in drawn} == dict.fromkeys(all_texts[three], 100)
+    assert found.batch(np.array([three]), np.nextafter([1.0], 0)).texts == [all_texts[three][2]]
+    one = next(n for n, texts in enumerate(all_texts) if len(texts) == 1)
+    assert {*found.batch(np.full(300, one), draw).texts} == {all_texts[one][0]}
 
 
 def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
@@ -175,7 +196,7 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
     pictures = np.array([4, 0, 7])
     batch = found.batch(pictures, np.zeros(3))
     assert torch.equal(batch.tokens, found.tokens([4, 0, 7]))
-    assert batch.texts == [found.texts[n][0] for n in (4, 0, 7)]
+    assert batch.texts == [its[0] for its in found.texts(pictures)]
     assert batch.picture.tolist() == [4, 0, 7]
     assert batch.caption.dtype == batch.picture.dtype == torch.int64
     again = found.batch(np.array([7, 4]), np.zeros(2))
@@ -183,9 +204,10 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
     assert again.picture.tolist() == [7, 4]
 
 
-def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs):
+def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs, monkeypatch):
     found = Pairs(features["fp16"], pairs, "train")
-    found.texts[:4] = [["A red boat"], ["a red boat"], ["a red boat "], ["a red boats"]]
+    texts = ["A red boat", "a red boat", "a red boat ", "a red boats"]
+    monkeypatch.setattr(found, "_drawn", lambda *_: texts)
     keys = found.batch(np.arange(4), np.full(4, 0.5)).caption.tolist()
     assert keys[0] == keys[1]  # tokenizers of BERT's kind see no case
     assert len(set(keys)) == 3

@@ -61,7 +61,7 @@ def test_what_is_read_is_a_copy(features):
 
 
 def test_few_shards_are_open_at_once(features, cached, monkeypatch):
-    monkeypatch.setattr(token_reader, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(token_reader, "OPEN_SHARDS", 2)
     opened = []
     open_shard = Dataset.shard
     monkeypatch.setattr(
