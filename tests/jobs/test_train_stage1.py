@@ -13,8 +13,10 @@ from jobs.cli import main
 from jobs.train_stage1 import Stage1Learner, TrainStage1
 from jobs.training import LoopConfig, Place, TrainingData
 from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1
 from model.start import StartConfig, start_tokenizer
 from pipeline.dataset import Dataset
+from pipeline.loader import Pairs
 from pipeline.order import OrderConfig
 from pipeline.tombstones import add_tombstones
 
@@ -91,6 +93,25 @@ def test_the_pairs_that_are_named_are_those_of_the_batch(data, bert_folder, tmp_
         assert torch.equal(batch.texts.ids, ids)
         for pair, tokens in zip(named, batch.tokens.numpy(), strict=True):
             np.testing.assert_array_equal(rows[pair["uid"]], tokens)
+
+
+def test_validation_measures_recall_by_itc_alone(unbroken, data, metrics):
+    """Counted one by one: is a picture's best caption its own, a caption's best picture its own?"""
+    features, pairs = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    held_out = Pairs(features, pairs, "validation")
+    pictures = np.arange(len(held_out))
+    stage1 = load_stage1(Checkpoint.open(str(unbroken)))
+    texts = held_out.texts(pictures)
+    owners = [picture for picture in pictures for _ in texts[picture]]
+    words = stage1.embed_texts([text for its in texts for text in its])
+    queries = stage1.embed_pictures(held_out.tokens(pictures))
+    sims = torch.stack([(words @ query.T).amax(dim=1) for query in queries])
+    of_pictures = np.mean([owners[row.argmax()] == at for at, row in enumerate(sims)])
+    of_texts = np.mean([row.argmax() == owner for owner, row in zip(owners, sims.T, strict=True)])
+    told = metrics(unbroken)[-1]
+    assert (told["split"], told["step"]) == ("validation", 12)
+    assert told["recall_at_1_picture_to_text"] == pytest.approx(of_pictures)
+    assert told["recall_at_1_text_to_picture"] == pytest.approx(of_texts)
 
 
 MICRO = ("--steps", 6, "--batch-size", 16, "--accumulate", 2)
