@@ -28,9 +28,9 @@ def open_views(location: str, cache: CacheConfig | None = None) -> list[Dataset]
         DatasetError: a dataset.json is damaged.
     """
     folder, cache = Folder.at(location), cache or CacheConfig()
-    names = filter(None, map(_VIEW.fullmatch, folder.entries()))
-    numbers = sorted(int(found[1]) for found in names)
-    if not numbers or folder.size(MANIFEST) is not None:
+    names = [] if folder.size(MANIFEST) is not None else folder.entries()
+    numbers = sorted(int(found[1]) for found in map(_VIEW.fullmatch, names) if found)
+    if not numbers:
         return [Dataset.open(folder, "features", cache)]
     if numbers != list(range(len(numbers))):
         missing = min(set(range(len(numbers))) - set(numbers))

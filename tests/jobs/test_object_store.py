@@ -139,3 +139,24 @@ def test_a_retry_on_an_object_store_is_curated_with_what_it_completes(
         assert (both.num_rows, both.manifest.pictures.num_in) == (8, 9)  # 6 shows what 5 does
         digests.append(both.digest)
     assert digests[0] == digests[1]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_training_from_an_object_store_is_that_from_a_disk(
+    tmp_path, bucket, data, stage1_command, rank_here, read_training
+):
+    """Through a cache that holds two of the four shards of features."""
+    fs, uri = bucket
+    for name in ("features", "pairs"):
+        pafs.copy_files(str(data / name), f"bucket/trained-{name}", destination_filesystem=fs)
+    largest = max(path.stat().st_size for path in (data / "features").glob("*.arrow"))
+    order = ("--shuffle", "lanes", "--num-lanes", 2, "--window", 8, "--steps", 12)
+    there = ("--features", uri("trained-features"), "--captions", uri("trained-pairs"))
+    cache = tmp_path / "cache"
+    room = ("--cache", cache, "--cache-bytes", 2 * largest)
+    with rank_here():
+        run(*stage1_command(tmp_path / "disk", *order))
+        run(*stage1_command(tmp_path / "store", *order, *there, *room))
+    assert read_training(tmp_path / "store") == read_training(tmp_path / "disk")
+    held = [path.stat().st_size for path in cache.glob("*.arrow")]
+    assert 0 < sum(held) <= 2 * largest

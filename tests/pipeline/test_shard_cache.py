@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline import shard_cache
 from pipeline.dataset import Dataset
@@ -24,25 +22,18 @@ SHARDS = (40, 40, 40, 40, 7)
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    """An empty bucket on loopback: the URI of what is in it by name."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-    uri = f"s3://key:secret@bucket{{}}?{options}"
-    fs, _ = pafs.FileSystem.from_uri(uri.format("") + "&allow_bucket_creation=true")
-    fs.create_dir("bucket")
-    yield lambda name: uri.format(f"/{name}")
-    server.stop()
+def uri(bucket):
+    """The URI of what is in the bucket, by name."""
+    _, options = bucket
+    return lambda name: f"s3://tables/{name}?{options}"
 
 
 @pytest.fixture(scope="module")
-def remote(bucket, cached):
+def remote(uri, cached):
     """Locations of features and pairs on the object store; row 41 has no tokens."""
-    cached.make_features(bucket("features"), shards=SHARDS, null=[41])
-    cached.make_pairs(bucket("pairs"), SHARDS)
-    return bucket("features"), bucket("pairs")
+    cached.make_features(uri("features"), shards=SHARDS, null=[41])
+    cached.make_pairs(uri("pairs"), SHARDS)
+    return uri("features"), uri("pairs")
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +79,12 @@ def test_training_pairs_come_from_an_object_store_as_from_a_disk(
     assert sum(path.stat().st_size for path in held(config)) <= config.cache_bytes
 
 
-def test_what_was_taken_down_remotely_is_left_out(tmp_path, bucket, cached, entries, fetched):
-    features = cached.make_features(bucket("taken"), shards=(40, 40))
-    pairs = cached.make_pairs(bucket("beside"), (40, 40))
+def test_what_was_taken_down_remotely_is_left_out(tmp_path, uri, cached, entries, fetched):
+    features = cached.make_features(uri("taken"), shards=(40, 40))
+    pairs = cached.make_pairs(uri("beside"), (40, 40))
     add_tombstones(features.folder, [cached.uid(1), cached.uid(41)])
     config = config_of(tmp_path, entries)
-    found = Pairs(open_views(bucket("taken"), config), pairs, "train")
+    found = Pairs(open_views(uri("taken"), config), pairs, "train")
     kept = [r for r in range(80) if r % 5 in (0, 1, 3) and r % 4 and r not in (1, 41)]
     assert [40 * shard + row for shard, row in found.parts[0].places(np.arange(len(found)))] == kept
     assert len(fetched) == 1
@@ -128,10 +119,10 @@ def test_a_shard_that_has_no_room_is_named(tmp_path, entries):
         local_copy(config, folder, a)
 
 
-def test_what_is_damaged_or_gone_is_named_and_leaves_nothing(tmp_path, bucket, cached, entries):
-    features = cached.make_features(bucket("damaged"), shards=SHARDS[:2])
+def test_what_is_damaged_or_gone_is_named_and_leaves_nothing(tmp_path, uri, cached, entries):
+    features = cached.make_features(uri("damaged"), shards=SHARDS[:2])
     config = config_of(tmp_path, entries)
-    opened = Dataset.open(bucket("damaged"), "features", config)
+    opened = Dataset.open(uri("damaged"), "features", config)
     first, second = (record.entry for record in features.manifest.records)
     content = bytearray(features.folder.read(first.file))
     content[2000] ^= 1
