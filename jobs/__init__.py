@@ -1,6 +1,8 @@
 """Processes: the command line, Ray, and the jobs that carry a dataset from one folder to the next.
 
 cli         the command `viaduct`: one subcommand a job
+settings    a job's options as flat names and values: what config.yaml holds
+recipes     such settings by name: the paper's and the demo's
 cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
