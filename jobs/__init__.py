@@ -17,6 +17,7 @@ import_weights, export_weights    checkpoints from LAVIS and transformers, and t
 evaluate, search, caption, answer    what the trained model can do
 subjects    what it looks at then: picture files, or rows of features
 texts       what it writes of them: asked for with progress, printed, published
+plan        what a run will read, write and take, before it is begun
 inspect     what is in a dataset, and whether it is whole
 report      one page of all that a run made
 demo        all of it, on a procedural web

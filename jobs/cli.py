@@ -32,6 +32,7 @@ COMMANDS = {
     "report": ("Report", "one HTML page of all that a run made"),
     "takedown": ("Takedown", "pictures out of every dataset and index; which trainings saw them"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
+    "plan": ("Plan", "bytes, hours and GB/s of each step of a run, before it is begun"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
@@ -41,7 +42,7 @@ _MODULES = {"import": "import_weights", "export": "export_weights"}
 
 _MAKES_NOTHING = (
     *("import", "export", "evaluate", "search", "caption", "answer", "report"),
-    *("takedown", "inspect", "demo"),
+    *("takedown", "inspect", "plan", "demo"),
 )
 """Commands that have nothing to go on with."""
 

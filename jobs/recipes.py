@@ -59,6 +59,12 @@ _PAPER_STAGE2: Options = {
     **_PAPER_OPTIMIZER,
 }
 
+_SIZES = (
+    *("start", "num_layers", "width", "num_heads", "vocab_size"),
+    *("num_queries", "embed_dim", "dropout", "max_text_tokens"),
+)
+"""Options of train-stage1 that decide how large the Q-Former is."""
+
 _DEMO: dict[str, Options] = {
     "features": {"encoder": "offline:efficientnet_lite0"},
     "train-stage1": {
@@ -109,6 +115,21 @@ def _paper(vision: str, language: str) -> dict[str, Options]:
     }
 
 
+def _planned(recipe: dict[str, Options]) -> dict[str, Options]:
+    """A recipe with the options of `viaduct plan` that tell of the same run."""
+    features, stage1, stage2 = (recipe[c] for c in ("features", "train-stage1", "train-stage2"))
+    taken = ("encoder", "layer"), _SIZES, ("language_model",)
+    options = {
+        name: part[name]
+        for part, names in zip((features, stage1, stage2), taken, strict=True)
+        for name in names
+        if name in part
+    }
+    for stage, part in (("stage1", stage1), ("stage2", stage2)):
+        options |= {f"{stage}_{name}": part[name] for name in ("steps", "batch_size")}
+    return recipe | {"plan": options}
+
+
 def _changed(recipe: dict[str, Options], **changes: Options) -> dict[str, Options]:
     """A recipe with other options for some commands, whose hyphens are underscores here."""
     changed = {name.replace("_", "-"): options for name, options in changes.items()}
@@ -116,13 +137,15 @@ def _changed(recipe: dict[str, Options], **changes: Options) -> dict[str, Option
 
 
 RECIPES: dict[str, dict[str, Options]] = {
-    f"blip2-{vision}-{language}": _paper(vision, language)
+    f"blip2-{vision}-{language}": _planned(_paper(vision, language))
     for vision in _VISION
     for language in _LANGUAGE
 } | {
-    "demo": _DEMO,
-    "demo-full": _changed(
-        _DEMO, train_stage1={"steps": 1500, "itm_hardens_until": 1}, train_stage2={"steps": 300}
+    "demo": _planned(_DEMO),
+    "demo-full": _planned(
+        _changed(
+            _DEMO, train_stage1={"steps": 1500, "itm_hardens_until": 1}, train_stage2={"steps": 300}
+        )
     ),
 }
 """Name to command to options."""
