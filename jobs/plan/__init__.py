@@ -108,7 +108,7 @@ class Plan:
         """Print the plan, or measure.
 
         Raises:
-            ConfigError: a rate is unknown, or a model's shape cannot be had.
+            ConfigError: rates are unknown, or a model's shape cannot be had.
         """
         if self.calibrate:
             self._calibrate()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jobs.plan.rates import GB, Rates
 from model.costs import EmbedCost, EncoderCost, TrainCost
 from model.qformer import QFormerConfig
+from pipeline.errors import ConfigError
 
 _VALUE_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
 _SCALE_BYTES = {"fp16": 0, "bf16": 0, "int8": 4}
@@ -14,14 +15,31 @@ _FLOAT_BYTES, _ID_BYTES = 4, 8
 _TRAINED_BYTES = 3 * _FLOAT_BYTES
 """Of a trained parameter in a checkpoint: itself and AdamW's two means."""
 
+_NEEDED = (
+    *("encoder_share", "train_share"),
+    *("ingest_per_s", "curate_per_s", "decode_per_s", "picture_bytes"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What computes; without GPUs, the cores do."""
+    """What computes; without GPUs, the cores do.
+
+    Raises:
+        ConfigError: a rate without which there is no plan is unknown; all such are named.
+    """
 
     gpus: int
     cores: int
     rates: Rates
+
+    def __post_init__(self) -> None:
+        names = "gpu_tflops" if self.gpus else "core_gflops", *_NEEDED
+        if missing := [name for name in names if getattr(self.rates, name) is None]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+            raise ConfigError(
+                f"unknown rates: give {flags}, or measure with viaduct plan --calibrate"
+            )
 
     def device_s(self, flops: float, share: str) -> float:
         """Seconds of all devices for so many operations.

@@ -112,11 +112,12 @@ def test_features_that_fit_in_memory_are_read_from_storage_once():
     assert found.read_s == pytest.approx(4e6 / 1e3)
 
 
-def test_a_rate_that_is_missing_is_named():
-    for name in ("gpu_tflops", "encoder_share", "train_share", "picture_bytes", "decode_per_s"):
-        machines = replace(GPUS, rates=replace(RATES, **{name: None}))
-        with pytest.raises(ConfigError, match=f"^{name}: is unknown; give --"):
-            steps(machines)
+def test_rates_that_are_missing_are_named():
+    fewer = replace(RATES, gpu_tflops=None, decode_per_s=None)
+    with pytest.raises(ConfigError, match=r"give --gpu-tflops, --decode-per-s, or measure"):
+        replace(GPUS, rates=fewer)
+    with pytest.raises(ConfigError, match=r"give --core-gflops, or measure"):
+        replace(CORES, rates=replace(RATES, core_gflops=None))
     assert steps(replace(CORES, rates=replace(RATES, gpu_tflops=None)))
 
 
