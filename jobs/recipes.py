@@ -35,6 +35,7 @@ _PAPER_OPTIMIZER: Options = {
     "weight_decay": 0.05,
     "beta1": 0.9,
     "beta2": 0.98,
+    "clip_norm": 1.0,
 }
 _PAPER_STAGE1: Options = {
     "start": "hf:bert-base-uncased",
@@ -170,5 +171,5 @@ def told(name: str) -> str:
 
 
 def takes_recipe(command: str) -> bool:
-    """Whether some recipe has options for a command."""
+    """Whether some recipe has options for it."""
     return any(command in recipe for recipe in RECIPES.values())
