@@ -8,6 +8,7 @@ table       prices, and the plan as text and JSON
 """
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,6 +21,8 @@ from jobs.plan.table import Prices, as_json, as_text, costs
 from model.costs import embed_cost, encoder_cost, stage1_cost, stage2_cost
 from model.start import StartConfig, planned_size
 from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,11 @@ class Plan:
             return
         known = Calibration.read(self.rates_file)
         measured = known.rates_for(on_gpus=self.gpus > 0) if known else Rates()
+        if known and known.encoder != self.encoder and self.rates.encoder_share is None:
+            logger.warning(
+                "%s: encoder_share is that of %s, not of %s; --calibrate measures another",
+                *(self.rates_file, known.encoder, self.encoder),
+            )
         machines = Machines(gpus=self.gpus, cores=self.cores, rates=self.rates.over(measured))
         run = self.counted()
         steps = list(steps_of(run, machines))

@@ -59,11 +59,12 @@ def test_the_papers_run_by_given_rates(planned):
     assert plan["counted"]["stage1"]["parameters"] == 186_705_470
 
 
-def test_the_demos_run_from_a_file_of_rates(planned, refused, capsys):
+def test_the_demos_run_from_a_file_of_rates(planned, refused, capsys, caplog):
     Calibration(rates=RATES, device="cpu", encoder="timm:x", measured={}).write("rates.json")
     demo = ("--recipe", "demo", "--pairs", "2500")
     plan = planned(*demo, "--cores", "2", "--train-share", "0.25")  # overrides the file's
     assert plan["rates"]["core_gflops"] == 50
+    assert "encoder_share is that of timm:x, not of offline:efficientnet_lite0" in caplog.text
     assert plan["counted"]["token_bytes"] == 49 * 1280 * 2
     train = plan["steps"][3]
     assert train["pictures"] == 280 * 96
