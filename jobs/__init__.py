@@ -1,6 +1,8 @@
 """Processes: the command line, Ray, and the jobs that carry a dataset from one folder to the next.
 
 cli         the command `viaduct`: one subcommand a job
+settings    a job's options as flat names and values: what config.yaml holds
+recipes     such settings by name: the paper's and the demo's
 cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
@@ -14,6 +16,7 @@ import_weights, export_weights    checkpoints from LAVIS and transformers, and t
 evaluate, search, caption, answer    what the trained model can do
 subjects    what it looks at then: picture files, or rows of features
 texts       what it writes of them: asked for with progress, printed, published
+plan        what a run will read, write and take, before it is begun
 inspect     what is in a dataset, and whether it is whole
 report      one page of all that a run made
 demo        all of it, on a procedural web

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import signal
@@ -11,7 +12,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from jobs import settings
+from jobs import recipes, settings
 from pipeline.errors import ConfigError, DatasetError, ViaductError
 
 COMMANDS = {
@@ -31,6 +32,7 @@ COMMANDS = {
     "report": ("Report", "one HTML page of all that a run made"),
     "takedown": ("Takedown", "pictures out of every dataset and index; which trainings saw them"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
+    "plan": ("Plan", "bytes, hours and GB/s of each step of a run, before it is begun"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
@@ -40,7 +42,7 @@ _MODULES = {"import": "import_weights", "export": "export_weights"}
 
 _MAKES_NOTHING = (
     *("import", "export", "evaluate", "search", "caption", "answer", "report"),
-    *("takedown", "inspect", "demo"),
+    *("takedown", "inspect", "plan", "demo"),
 )
 """Commands that have nothing to go on with."""
 
@@ -95,7 +97,8 @@ def _parse(command: str, arguments: list[str]) -> Any:
             return tyro.cli(
                 job,
                 prog=f"viaduct {command}",
-                args=_with_saved(job, arguments),
+                description=_description(command, job),
+                args=_with_saved(command, job, arguments),
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
@@ -104,26 +107,51 @@ def _parse(command: str, arguments: list[str]) -> Any:
         raise ConfigError(_one_line(errors.getvalue())) from None
 
 
-def _with_saved(job: type, arguments: list[str]) -> list[str]:
-    """`--config FILE` replaced by what the file says; later options override it."""
-    arguments = [word for a in arguments for word in _split_config(a)]
-    if "--config" not in arguments:
-        return arguments
-    at = arguments.index("--config")
-    if at + 1 == len(arguments):
-        raise ConfigError("--config: names no file")
+def _with_saved(command: str, job: type, arguments: list[str]) -> list[str]:
+    """`--recipe NAME` and `--config FILE` replaced by what they say; what stands later overrides.
+
+    Whatever their order, a file overrides a recipe, and options override both.
+    """
+    recipe, arguments = _taken(arguments, "--recipe", "no recipe")
+    file, arguments = _taken(arguments, "--config", "no file")
+    values = recipes.recipe_options(recipe, command) if recipe else {}
+    if file:
+        values = values | settings.read(file)
     hints = get_type_hints(job, include_extras=True)
     positional = tuple(
         field.name
         for field in fields(job)
         if tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
     )
-    saved = settings.to_arguments(arguments[at + 1], positional)
-    return [*saved, *arguments[:at], *arguments[at + 2 :]]
+    return [*settings.to_arguments(values, positional), *arguments]
 
 
-def _split_config(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
+def _taken(arguments: list[str], option: str, without: str) -> tuple[str | None, list[str]]:
+    """The value of an option that no job has, and the arguments without it.
+
+    Raises:
+        ConfigError: it has no value; `without` says what it names then.
+    """
+    given = [
+        word
+        for argument in arguments
+        for word in (argument.split("=", 1) if argument.startswith(f"{option}=") else [argument])
+    ]
+    if option not in given:
+        return None, arguments
+    at = given.index(option)
+    if at + 1 == len(given):
+        raise ConfigError(f"{option}: names {without}")
+    return given[at + 1], given[:at] + given[at + 2 :]
+
+
+def _description(command: str, job: type) -> str:
+    """What stands over the options in a job's help."""
+    more = "Options may come from a file: --config FILE"
+    if recipes.takes_recipe(command):
+        names = ", ".join(name for name in recipes.RECIPES if command in recipes.RECIPES[name])
+        more += f"; or from a set that has a name: --recipe NAME, one of {names}"
+    return f"{inspect.getdoc(job)}\n\n{more}. Those given beside it override it."
 
 
 def _one_line(box: str) -> str:
@@ -150,7 +178,8 @@ def _overview() -> str:
             *lines,
             "",
             "viaduct COMMAND --help shows every option with its unit and default;",
-            "--config FILE runs a saved configuration (config.yaml beside each output).",
+            "--config FILE runs a saved configuration (config.yaml beside each output),",
+            "--recipe NAME one of the paper's or the demo's (train-stage1 --help names them).",
         ]
     )
 

@@ -1,5 +1,6 @@
 """A job's configuration as flat names and values: what its flags are, and config.yaml holds."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,11 @@ def to_yaml(config: Any) -> bytes:
     return yaml.safe_dump(flat(config), sort_keys=False, allow_unicode=True).encode()
 
 
-def to_arguments(path: str, positional: tuple[str, ...]) -> list[str]:
-    """A saved configuration as command-line arguments.
-
-    Args:
-        path: of a YAML file with a flat mapping.
-        positional: names of the fields that are given without a flag.
+def read(path: str) -> dict[str, Any]:
+    """A saved configuration.
 
     Raises:
-        ConfigError: the file is absent or no flat mapping.
+        ConfigError: the file is absent or no YAML of a flat mapping.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -44,11 +41,23 @@ def to_arguments(path: str, positional: tuple[str, ...]) -> list[str]:
         raise ConfigError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no mapping of option names to values")
+    return values
+
+
+def to_arguments(values: Mapping[str, Any], positional: tuple[str, ...]) -> list[str]:
+    """A flat configuration as command-line arguments.
+
+    Args:
+        values: by the names of fields.
+        positional: names of the fields that are given without a flag.
+    """
     arguments: list[str] = []
     for name in positional:
-        arguments += _words(values.pop(name, []))
+        arguments += _words(values.get(name, []))
     for name, value in values.items():
         flag = str(name).replace("_", "-")
+        if name in positional:
+            continue
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:

@@ -29,7 +29,9 @@ def same_pairs(
 
 def similarity(image: Float[Tensor, "N Q E"], text: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
     """A picture is as close to a caption as its closest query output is: a cosine."""
-    with torch.autocast(image.device.type, enabled=False):
+    # The meta device, where operations are counted, knows no autocast.
+    kind = "cpu" if image.is_meta else image.device.type
+    with torch.autocast(kind, enabled=False):
         return torch.einsum("nqe,me->nmq", exact(image), exact(text)).amax(-1)
 
 

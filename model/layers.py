@@ -212,7 +212,8 @@ class Embeddings(nn.Module):
         if tokens is not None:
             if self.words is None or self.positions is None:
                 raise TypeError("a Q-Former without text cannot read")
-            # A dense gradient would be filled with zeros for all words anew at every use.
-            words = F.embedding(tokens, self.words.weight, sparse=True)
+            # A dense gradient would be filled with zeros for all words anew at every use. On the
+            # meta device, where operations are counted, PyTorch has no sparse ones.
+            words = F.embedding(tokens, self.words.weight, sparse=not tokens.is_meta)
             parts.append(words + self.positions(positions))
         return self.dropout(self.norm(torch.cat(parts)))

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import BertConfig
 
 from model.bert import Bert, copy_bert, load_bert
+from model.pretrained.architectures import bert_shape
 from model.pretrained.digests import weights_digest
 from model.qformer import QFormerConfig, check_text_length
 from model.stage1 import Stage1
@@ -15,6 +17,9 @@ from model.vocabulary import learned_tokenizer
 from pipeline.errors import ConfigError
 
 SCRATCH = "scratch"
+
+VOCAB_SIZE = 8192
+"""Word pieces learned from the captions, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ def start_tokenizer(config: StartConfig, texts: Iterable[str]) -> CaptionTokeniz
         ConfigError: the checkpoint's cannot be had.
     """
     if config.start == SCRATCH:
-        return learned_tokenizer(texts, config.vocab_size or 8192)
+        return learned_tokenizer(texts, config.vocab_size or VOCAB_SIZE)
     return CaptionTokenizer.of_model(config.start)
 
 
@@ -83,9 +88,12 @@ def start_stage1(
         ConfigError: the checkpoint cannot be had, or is no BERT.
     """
     bert = None if config.start == SCRATCH else load_bert(config.start)
+    if bert is not None:
+        _check_tokenizer(config, tokenizer, bert)
+    shape = None if bert is None else bert[0].config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stage1 = Stage1(_size(config, tokenizer, vision_width, bert), tokenizer)
+        stage1 = Stage1(_size(config, len(tokenizer), vision_width, shape), tokenizer)
     if bert is not None:
         copy_bert(stage1, bert)
     return stage1
@@ -104,8 +112,34 @@ def start_digest(config: StartConfig) -> str | None:
     return weights_digest(model if has_head else model.bert)  # a head that was not there is chance
 
 
+def planned_size(config: StartConfig, vision_width: int) -> QFormerConfig:
+    """The size that stage 1 will have, without its weights; the vocabulary is taken as full.
+
+    Args:
+        config: see there.
+        vision_width: C
+
+    Raises:
+        ConfigError: the shape of what it starts from cannot be had.
+    """
+    if config.start == SCRATCH:
+        return _size(config, config.vocab_size or VOCAB_SIZE, vision_width, None)
+    shape = bert_shape(config.start)
+    return _size(config, shape.vocab_size + 1, vision_width, shape)  # [DEC]
+
+
+def _check_tokenizer(config: StartConfig, tokenizer: CaptionTokenizer, bert: Bert) -> None:
+    """Raises ConfigError where it is not that of the checkpoint."""
+    vocab_size = bert[0].config.vocab_size
+    if len(tokenizer) < vocab_size / 2:  # transformers makes an empty one if there is none
+        raise ConfigError(
+            f"start: {config.start}: its tokenizer has {len(tokenizer)} words, its model "
+            f"{vocab_size}"
+        )
+
+
 def _size(
-    config: StartConfig, tokenizer: CaptionTokenizer, vision_width: int, bert: Bert | None
+    config: StartConfig, vocab_size: int, vision_width: int, bert: BertConfig | None
 ) -> QFormerConfig:
     width = config.width or 768
     shape: dict[str, Any] = {
@@ -115,23 +149,17 @@ def _size(
         "feed_forward_width": 4 * width,
     }
     if bert is not None:
-        its = bert[0].config
-        if len(tokenizer) < its.vocab_size / 2:  # transformers makes an empty one if there is none
-            raise ConfigError(
-                f"start: {config.start}: its tokenizer has {len(tokenizer)} words, its model "
-                f"{its.vocab_size}"
-            )
         shape = {
-            "width": its.hidden_size,
-            "num_layers": its.num_hidden_layers,
-            "num_heads": its.num_attention_heads,
-            "feed_forward_width": its.intermediate_size,
-            "max_positions": its.max_position_embeddings,
-            "layer_norm_eps": its.layer_norm_eps,
+            "width": bert.hidden_size,
+            "num_layers": bert.num_hidden_layers,
+            "num_heads": bert.num_attention_heads,
+            "feed_forward_width": bert.intermediate_size,
+            "max_positions": bert.max_position_embeddings,
+            "layer_norm_eps": bert.layer_norm_eps,
         }
     return QFormerConfig(
         vision_width=vision_width,
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         num_queries=config.num_queries,
         embed_dim=config.embed_dim,
         dropout=config.dropout,

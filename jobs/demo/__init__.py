@@ -57,53 +57,17 @@ class Scale:
     worlds: tuple[World, ...]
     """What its scenes are of."""
     test_share: float
-    stage1: dict[str, Any]
-    """Options of train-stage1."""
-    stage2: dict[str, Any]
-    """Options of train-stage2."""
+    recipe: str
+    """Of the encoder and both stages (`jobs.recipes`)."""
     captioned: int
     """Held-out pictures that are captioned."""
 
-
-_STAGE1 = {
-    "start": "scratch",
-    "num-layers": 3,
-    "width": 192,
-    "num-heads": 4,
-    "num-queries": 8,
-    "embed-dim": 128,
-    "vocab-size": 2000,
-    "batch-size": 96,
-    "learning-rate": 1e-3,
-    "final-learning-rate": 2e-4,
-    "warmup-steps": 40,
-    "dropout": 0,
-    "itg-joins-at": 0.75,
-    "itm-joins-at": 0.4,
-    "itm-hardens-until": 2,
-    "log-every": 10,
-    "validate-every": 50,
-    "checkpoint-every": 50,
-}
-_STAGE2 = {
-    "language-model": "offline:smollm2",
-    "prompt": "a picture of",
-    "batch-size": 8,
-    "learning-rate": 1e-3,
-    "final-learning-rate": 0,
-    "warmup-steps": 10,
-    "log-every": 5,
-    "validate-every": 20,
-    "checkpoint-every": 20,
-    "validation-pictures": 16,
-}
 
 QUICK = Scale(
     pages=3000,
     worlds=WORLDS[:1],
     test_share=0.22,
-    stage1=_STAGE1 | {"steps": 280},
-    stage2=_STAGE2 | {"steps": 80},
+    recipe="demo",
     captioned=12,
 )
 """Within ten minutes on two cores."""
@@ -112,8 +76,7 @@ FULL = Scale(
     pages=9000,
     worlds=WORLDS,
     test_share=0.1,
-    stage1=_STAGE1 | {"steps": 1500, "itm-hardens-until": 1},
-    stage2=_STAGE2 | {"steps": 300},
+    recipe="demo-full",
     captioned=24,
 )
 """Within 45 minutes on two cores."""
@@ -182,16 +145,13 @@ class Demo:
         print(f"report: {home / 'report.html'}")
 
     def _from_raw(self, shell: "_Shell", scale: Scale) -> None:
-        stage1, stage2 = dict(scale.stage1), dict(scale.stage2)
-        if self.stage1_steps:
-            stage1["steps"] = self.stage1_steps
-        if self.stage2_steps:
-            stage2["steps"] = self.stage2_steps
+        recipe: dict[str, Any] = {"recipe": scale.recipe}
+        stage1 = recipe | ({"steps": self.stage1_steps} if self.stage1_steps else {})
+        stage2 = recipe | ({"steps": self.stage2_steps} if self.stage2_steps else {})
         data: dict[str, Any] = {"features": "features", "captions": "pairs"}
         made = {"checkpoint": "stage1"} | data
         shell("curate", "raw", out="pairs", ray=True, test_share=scale.test_share)
-        encoder = "offline:efficientnet_lite0"
-        shell("features", "pairs", out="features", ray=True, encoder=encoder)
+        shell("features", "pairs", out="features", ray=True, **recipe)
         shell("train-stage1", **data, out="stage1", ray=True, **stage1)
         shell("train-stage2", **made, out="stage2", ray=True, **stage2)
         shell("embed", **made, out="embeddings", ray=True)

@@ -9,6 +9,7 @@ batch_norms         those of a CNN, folded into its convolutions
 vision_tower        the vision tower of a BLIP-2 of transformers as such an encoder
 language            a language model, decoder-only or encoder-decoder
 language_loading    language models by name, each weight accounted for
+architectures       the shapes of text models by name, without a weight
 load_report         what transformers says as it loads
 sentences           embeddings of sentences, for the ridge control
 weight_files        the .safetensors files of a folder, and their tensors

@@ -1,0 +1,41 @@
+"""docs/reproduce-blip2.md: every command is one, and its plan is what is printed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import _parse, main
+
+DOCS = Path(__file__).parents[2] / "docs" / "reproduce-blip2.md"
+
+
+def commands() -> list[list[str]]:
+    """What the page tells the reader to type."""
+    page = DOCS.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^    viaduct (.+)$", page, flags=re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def test_every_command_is_one():
+    said = commands()
+    assert len(said) == DOCS.read_text().count("\n    viaduct ") > 15
+    for command, *options in said:
+        job = _parse(command, options)
+        if command in ("features", "train-stage1", "train-stage2"):
+            assert "--recipe" in options
+        if command == "train-stage1":
+            assert (job.loop.steps, job.loop.batch_size) == (250_000, 1680)
+        if command == "features":
+            assert job.encoder.encoder == "timm:eva_giant_patch14_clip_224.laion400m"
+
+
+@pytest.mark.slow
+def test_the_plan_is_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(commands()[0]) == 0
+    indented = "".join(
+        f"    {line}".rstrip() + "\n" for line in capsys.readouterr().out.splitlines()
+    )
+    assert indented in DOCS.read_text()
