@@ -162,7 +162,7 @@ class Plan:
         encoder = encoder_cost(self.encoder, self.layer)
         size = planned_size(self.start, encoder.width)
         folder = os.path.dirname(self.rates_file) or "."
-        found = calibrate(self.encoder, size, encoder.num_tokens, folder)
+        found = calibrate(self.encoder, encoder, size, folder)
         found.write(self.rates_file)
         print(json.dumps(found.rates.__dict__, indent=1))
         print(f"{self.rates_file}: measured on {found.device}")

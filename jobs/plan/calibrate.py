@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.malloc import keep_memory
 from jobs.plan.rates import GB, Calibration, Rates
-from model.costs import empty_encoder, stage1_batch, stage1_cost, tokens_flops
+from model.costs import EncoderCost, empty_encoder, stage1_batch, stage1_cost, tokens_flops
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.pretrained.image_tokens import image_tokens, is_vit
 from model.qformer import QFormerConfig
@@ -32,13 +32,13 @@ _FILE_BYTES = 1 << 30
 _COPY_BYTES = 1 << 28
 
 
-def calibrate(encoder: str, qformer: QFormerConfig, num_tokens: int, folder: str) -> Calibration:
+def calibrate(encoder: str, cost: EncoderCost, qformer: QFormerConfig, folder: str) -> Calibration:
     """Measure the rates of this machine, of all its cores or of its first GPU.
 
     Args:
         encoder: as `EncoderConfig.encoder`; random weights do.
+        cost: of that encoder.
         qformer: whose step is measured.
-        num_tokens: P, that it looks at.
         folder: on the disk whose speed counts; a file of 1 GB is written there and removed.
     """
     keep_memory()  # as training does
@@ -46,8 +46,8 @@ def calibrate(encoder: str, qformer: QFormerConfig, num_tokens: int, folder: str
     cores = torch.get_num_threads()
     cpu = product_flops_per_s(torch.device("cpu"), torch.float32)
     peak = cpu if device.type == "cpu" else product_flops_per_s(device, torch.bfloat16)
-    pictures_per_s, encoder_flops = encoder_rate(encoder, device)
-    step_flops = step_rate(qformer, num_tokens, device)
+    _, encoder_flops = encoder_rate(encoder, device)
+    step_flops = step_rate(qformer, cost.num_tokens, device)
     files = [web_picture(number) for number in range(8)]
     stored = [store(file, PictureConfig()).jpeg for file in files]
     write, read = disk_rates(folder)
@@ -73,7 +73,7 @@ def calibrate(encoder: str, qformer: QFormerConfig, num_tokens: int, folder: str
             "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
             "threads": cores,
             "torch": torch.__version__,
-            "encoder_blocks_per_s": pictures_per_s,
+            "encoder_pictures_per_s": encoder_flops / cost.flops,
             "encoder_tflops": encoder_flops / 1e12,
             "train_tflops": step_flops / 1e12,
         },
