@@ -49,6 +49,8 @@ class TrainingData:
         Raises:
             ConfigError: they are not equally many, there is none, or they are of two encoders.
         """
+        if not features:
+            raise ConfigError("features: name at least one dataset")
         for name, given in (("captions", captions), ("mix", mix or features)):
             if len(given) != len(features):
                 raise ConfigError(f"{name}: {len(given)} of them for {len(features)} features")

@@ -94,6 +94,7 @@ def test_a_rank_reads_its_part_of_each_batch_in_its_epochs(
         (("--mix", 0.5), "mix: 1 of them for 2 features"),
         (("--mix", 1, -1), "mix: 1.0 -1.0: a weight is not positive"),
         (("--captions", "one"), "captions: 1 of them for 2 features"),
+        (("--features",), "features: name at least one dataset"),
         (("--num-lanes", 0), "num_lanes: 0 is not positive"),
     ],
 )
