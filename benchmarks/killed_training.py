@@ -79,11 +79,13 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=OPTIONS["steps"])
+    parser.add_argument("--batch-size", type=int, default=OPTIONS["batch-size"])
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     words = [Path(sys.executable).with_name("viaduct"), "train-stage1"]
     given = ("features", "captions", "ranks", "threads", "steps")
     options = OPTIONS | {name: getattr(arguments, name) for name in given}
+    options["batch-size"] = arguments.batch_size
     for name, value in options.items():
         words += [f"--{name}", value]
 
