@@ -5,8 +5,7 @@ cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
-training    the loop of both stages, on Ray Train
-metrics     what it says of itself: metrics.jsonl, TensorBoard
+training    the loop of both stages, on Ray Train: ranks, updates, checkpoints, metrics
 malloc      how a CPU's memory is kept between steps
 device      where a command computes that needs no cluster
 results     what it found, as one JSON file

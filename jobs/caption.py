@@ -13,8 +13,7 @@ from model.checkpoint_models import load_stage1, load_stage2
 from model.generation.settings import GenerationConfig
 from model.generation.stage1 import write_captions
 from model.generation.stage2 import write_texts
-from model.language_text import CAPTION_PROMPT
-from model.pretrained.language import LanguageModel
+from model.language_text import caption_prompt
 from pipeline.errors import ConfigError
 
 
@@ -68,14 +67,6 @@ class Caption:
                 for its in write_captions(stage1, tokens, config, generator)
             ]
         stage2, language = load_stage2(checkpoint, device)
-        prompt = _trained_prompt(checkpoint, language) if self.prompt is None else self.prompt
+        trained = str(checkpoint.config["language_model"]["prompt"])
+        prompt = caption_prompt(language, trained) if self.prompt is None else self.prompt
         return lambda tokens: write_texts(stage2, language, tokens, prompt, config, generator)
-
-
-def _trained_prompt(checkpoint: Checkpoint, language: LanguageModel) -> str:
-    """What captions of stage 2 went on from while it trained.
-
-    The encoder of an encoder-decoder has always read the beginning of a caption then.
-    """
-    prompt = str(checkpoint.config["language_model"]["prompt"])
-    return CAPTION_PROMPT if language.is_encoder_decoder and not prompt else prompt

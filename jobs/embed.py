@@ -22,12 +22,12 @@ from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows, text_rows
 from pipeline.errors import ConfigError
-from pipeline.features import has_tokens, read_tokens
 from pipeline.lineage import Lineage
 from pipeline.loader import as_tensor
 from pipeline.schemas import ROWS_PER_BATCH, image_embeddings_schema, text_embeddings_schema
 from pipeline.shard import ShardRecord, commit_table
 from pipeline.storage import Folder
+from pipeline.token_reader import ShardTokens, has_tokens
 
 Embedder = Callable[[Stage1, Dataset, int, int], pa.Table]
 """A stage-1 model, a dataset, a shard's number and a batch size to the shard's rows."""
@@ -165,11 +165,11 @@ def embed_shard_pictures(
     shard = features.shard(number, verify=True)
     present = has_tokens(shard)
     rows = np.flatnonzero(present)
-    tokens = read_tokens(shard, features.manifest.rows_per_batch)
+    tokens = ShardTokens(shard, features.manifest.rows_per_batch)
     device = stage1.temperature.device
     vectors = [np.zeros((0, stage1.config.num_queries, stage1.config.embed_dim), np.float32)]
     for start in range(0, len(rows), batch_size):
-        batch = as_tensor(tokens(rows[start : start + batch_size].tolist()))
+        batch = as_tensor(tokens.read(rows[start : start + batch_size].tolist()))
         vectors.append(stage1.embed_pictures(batch.to(device)).float().cpu().numpy())
     uids = shard.table.column("uid").to_pylist()
     return image_rows(uids, np.concatenate(vectors), present.tolist())

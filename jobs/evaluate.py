@@ -28,9 +28,9 @@ from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.embeddings import Embeddings, read_embeddings, split_rows
 from pipeline.errors import ConfigError
-from pipeline.features import has_tokens, read_tokens
 from pipeline.loader import Pairs, as_tensor
 from pipeline.order import held_out_batches
+from pipeline.token_reader import ShardTokens, has_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +223,9 @@ def _pooled_pictures(
         live = np.asarray(shard.live) & has_tokens(beside)
         here = live & (shard.table.column("split").to_numpy() == split)
         rows = np.flatnonzero(here)[: None if limit is None else limit - len(texts)].tolist()
-        take = read_tokens(beside, features.manifest.rows_per_batch)
+        tokens = ShardTokens(beside, features.manifest.rows_per_batch)
         starts = range(0, len(rows), _AT_ONCE)
-        parts += [pooled(as_tensor(take(rows[at : at + _AT_ONCE]))) for at in starts]
+        parts += [pooled(as_tensor(tokens.read(rows[at : at + _AT_ONCE]))) for at in starts]
         kept = kept_texts(shard.table.column("captions").take(pa.array(rows, pa.int64())))
         texts += [[text for _, text in its] for its in kept]
     return torch.cat(parts), texts

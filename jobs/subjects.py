@@ -14,9 +14,9 @@ from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_encoder_of
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
-from pipeline.features import has_tokens, read_tokens
 from pipeline.loader import as_tensor
 from pipeline.pictures import PictureConfig, read_picture
+from pipeline.token_reader import TokenReader, has_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,16 +130,10 @@ def _of_rows(features: Dataset, pairs: Dataset | None, config: SubjectsConfig) -
     if not names:
         of_split = "" if config.split == "all" else f" in its split {config.split!r}"
         raise ConfigError(f"{features.folder}: has no picture{of_split}")
-    readers: dict[int, Callable[[Sequence[int]], np.ndarray]] = {}
-
-    def row_of(number: int, row: int) -> np.ndarray:
-        if number not in readers:
-            shard = features.shard(number)
-            readers[number] = read_tokens(shard, features.manifest.rows_per_batch)
-        return readers[number]([row])
+    reader = TokenReader(features)
 
     def tokens(numbers: range) -> Tensor:
-        rows = np.concatenate([row_of(*places[number]) for number in numbers])
+        rows = reader.read([places[number] for number in numbers])
         return as_tensor(rows).to(config.torch_device)
 
     return Subjects(names, tokens)

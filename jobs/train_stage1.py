@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ class TrainStage1:
         features = Dataset.open(self.features, "features")
         captions = Dataset.open(self.captions, "pairs")
         pairs = Pairs(features, captions, "train")
-        Order(len(pairs), self.loop.batch_size, self.loop.seed)  # raises where there are too few
+        Order(len(pairs), self.loop.micro_batch_size, self.loop.seed)  # raises if too few
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             training = Training(
@@ -72,12 +71,12 @@ class TrainStage1:
                 loop=self.loop,
                 optimizer=self.optimizer,
                 make_learner=partial(Stage1Learner, self, features, captions),
-                tokenizer=lambda: start_tokenizer(self.start, chain(*pairs.texts)).to_json(),
+                tokenizer=lambda: start_tokenizer(self.start, pairs.all_texts()).to_json(),
             )
             return train(training, self, self.ranks, place)
 
     def _lineage(self, features: Dataset, captions: Dataset, place: Place) -> Lineage:
-        parts = (self.start, self.objectives, self.optimizer)
+        parts = (self.start, self.objectives.resolved(self.loop.steps), self.optimizer)
         config = {name: value for part in parts for name, value in asdict(part).items()}
         frozen: dict[str, Any] = {"encoder": features.manifest.lineage.frozen["encoder"]}
         if (digest := start_digest(self.start)) is not None:
@@ -85,6 +84,8 @@ class TrainStage1:
         parents = (features.as_parent, captions.as_parent)
         return Lineage("train-stage1", config | place.lasting(self.loop), parents, frozen)
 
+
+PICTURE_TO_TEXT, TEXT_TO_PICTURE = "recall_at_1_picture_to_text", "recall_at_1_text_to_picture"
 
 _AT_ONCE = 64
 """Held-out pictures that are looked at together."""
@@ -102,24 +103,29 @@ class Stage1Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train")
+        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
         self._held_out = held_out(features, captions)
-        self._order = Order(len(self._pairs), job.loop.batch_size, job.loop.seed)
+        self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
         width = features.manifest.lineage.frozen["encoder"]["width"]
         self._tokenizer = CaptionTokenizer.from_json(tokenizer)
         self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
         self.config: dict[str, Any] = asdict(self.module.config)
 
-    def batch(self, step: int) -> Stage1Batch:
-        """This rank's part of the global batch."""
-        pictures, draw = mine(self._order.batch(step)), mine(self._order.caption_draw(step))
+    def batch(self, number: int) -> Stage1Batch:
+        """This rank's part of a micro-batch."""
+        pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
         return self._encoded(self._pairs.batch(pictures, draw))
 
-    def losses(self, module: nn.Module, batch: Stage1Batch, step: int) -> dict[str, Tensor]:
+    def named(self, number: int) -> list[dict[str, str]]:
+        """uid and caption of the pairs of a micro-batch."""
+        return self._pairs.named(self._order.batch(number), self._order.caption_draw(number))
+
+    def losses(self, module: nn.Module, batch: Stage1Batch, number: int) -> dict[str, Tensor]:
         """ITC, ITG and, once it has joined, ITM."""
         objectives, steps = self._job.objectives, self._job.loop.steps
+        step = number // self._job.loop.accumulate
         hardness = objectives.itm_hardness(step, steps)
-        uniform = torch.from_numpy(self._order.negative_draw(step))
+        uniform = torch.from_numpy(self._order.negative_draw(number))
         with_itg = objectives.has_itg(step, steps)
         losses = module(batch, objectives, hardness, uniform, with_itg=with_itg)
         told = {"temperature": self.module.temperature.detach()}
@@ -145,19 +151,26 @@ class Stage1Learner:
                 sums[name] = sums.get(name, 0.0) + value.item() * len(part.pictures) / num
         return sums | self._recall(pairs, num)
 
+    def merit(self, measured: dict[str, float]) -> float:
+        """Recall at 1, of both directions together."""
+        return measured[PICTURE_TO_TEXT] + measured[TEXT_TO_PICTURE]
+
+    def written(self) -> list[dict[str, str]]:
+        """Nothing: `viaduct caption` asks its caption head."""
+        return []
+
     def _recall(self, pairs: Pairs, num: int) -> dict[str, float]:
         images = [
-            self.module.embed_pictures(pairs.tokens(part.tolist()).to(self._device)).cpu().numpy()
+            self.module.embed_pictures(pairs.tokens(part).to(self._device)).cpu().numpy()
             for part in np.array_split(np.arange(num), -(-num // _AT_ONCE))
         ]
-        owners = np.repeat(np.arange(num), [len(texts) for texts in pairs.texts[:num]])
-        words = [
-            self.module.embed_texts(pairs.texts[picture]).cpu().numpy() for picture in range(num)
-        ]
+        texts = pairs.texts(np.arange(num))
+        owners = np.repeat(np.arange(num), [len(its) for its in texts])
+        words = [self.module.embed_texts(its).cpu().numpy() for its in texts]
         found = recall(ranks(np.concatenate(images), np.concatenate(words), owners), at=(1,))
         return {
-            "recall_at_1_picture_to_text": found.picture_to_text[1].value,
-            "recall_at_1_text_to_picture": found.text_to_picture[1].value,
+            PICTURE_TO_TEXT: found.picture_to_text[1].value,
+            TEXT_TO_PICTURE: found.text_to_picture[1].value,
         }
 
     def _encoded(self, batch: Batch) -> Stage1Batch:

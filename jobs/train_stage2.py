@@ -13,7 +13,15 @@ from jobs.cluster import ClusterConfig, session
 from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, prepare, train
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features
-from model.language_text import caption_room, check_positions, language_batch
+from model.generation.settings import GenerationConfig
+from model.generation.stage2 import write_texts
+from model.language_text import (
+    caption_prompt,
+    caption_room,
+    check_positions,
+    language_batch,
+    prompt_ids,
+)
 from model.optimizer import OptimizerConfig
 from model.pretrained.digests import weights_digest
 from model.pretrained.language_loading import load_language_model
@@ -82,7 +90,7 @@ class TrainStage2:
         captions = Dataset.open(self.captions, "pairs")
         check_features(stage1, features)
         pairs = Pairs(features, captions, "train")
-        Order(len(pairs), self.loop.batch_size, self.loop.seed)  # raises where there are too few
+        Order(len(pairs), self.loop.micro_batch_size, self.loop.seed)  # raises if too few
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
@@ -124,6 +132,9 @@ class TrainStage2:
 _AT_ONCE = 16
 """Held-out pictures that are looked at together."""
 
+_NUM_WRITTEN = 4
+"""Held-out pictures that are captioned at each validation."""
+
 
 class Stage2Learner:
     """Stage 2 within one rank (`jobs.training.Learner`)."""
@@ -138,9 +149,9 @@ class Stage2Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train")
+        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
         self._held_out = held_out(features, captions)
-        self._order = Order(len(self._pairs), job.loop.batch_size, job.loop.seed)
+        self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
         self._language = load_language_model(job.language.language_model).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.loop.seed)
@@ -154,12 +165,17 @@ class Stage2Learner:
             }
         }
 
-    def batch(self, step: int) -> Stage2Batch:
-        """This rank's part of the global batch."""
-        pictures, draw = mine(self._order.batch(step)), mine(self._order.caption_draw(step))
-        return self._encoded(self._pairs.batch(pictures, draw), mine(self._order.split_draw(step)))
+    def batch(self, number: int) -> Stage2Batch:
+        """This rank's part of a micro-batch."""
+        pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
+        split_draw = mine(self._order.split_draw(number))
+        return self._encoded(self._pairs.batch(pictures, draw), split_draw)
 
-    def losses(self, module: nn.Module, batch: Stage2Batch, step: int) -> dict[str, Tensor]:
+    def named(self, number: int) -> list[dict[str, str]]:
+        """uid and caption of the pairs of a micro-batch."""
+        return self._pairs.named(self._order.batch(number), self._order.caption_draw(number))
+
+    def losses(self, module: nn.Module, batch: Stage2Batch, number: int) -> dict[str, Tensor]:
         """The language model's loss."""
         return module(batch, self._language)
 
@@ -178,6 +194,24 @@ class Stage2Learner:
             part_loss = self.module(batch.to(self._device), self._language)["loss"]
             loss += part_loss.item() * len(part.pictures) / num
         return {"loss": loss, "perplexity": math.exp(loss)}
+
+    def merit(self, measured: dict[str, float]) -> float:
+        """The lower the loss, the better."""
+        return -measured["loss"]
+
+    def written(self) -> list[dict[str, str]]:
+        """Captions of a few held-out pictures beside their own."""
+        if self._held_out is None:
+            return []
+        pictures = np.arange(min(len(self._held_out), _NUM_WRITTEN))
+        named = self._held_out.named(pictures, np.zeros(len(pictures)))
+        tokens = self._held_out.tokens(pictures.tolist()).to(self._device)
+        language, config = self._language, self._job.language
+        prompt = caption_prompt(language, config.prompt)
+        room = max(2, config.max_language_tokens - len(prompt_ids(language, prompt)))
+        greedy = GenerationConfig(method="greedy", min_tokens=1, max_tokens=room)
+        texts = write_texts(self.module, language, tokens, prompt, greedy)
+        return [its | {"written": text} for its, (text,) in zip(named, texts, strict=True)]
 
     def _encoded(self, batch: Batch, split_draw: np.ndarray) -> Stage2Batch:
         config = self._job.language

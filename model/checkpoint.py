@@ -183,6 +183,11 @@ def kept_steps(training: Folder) -> list[Checkpoint]:
     return sorted(kept, key=lambda checkpoint: checkpoint.step)
 
 
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that no later update changes."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
 def save_tensors(tensors: dict[str, Tensor]) -> bytes:
     """Tensors as a safetensors file."""
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})

@@ -28,6 +28,17 @@ LanguageBatch = tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Int[Tensor, "B S"
 """Ids that are read, which of them are no padding, and targets (see `Stage2Batch`)."""
 
 
+def caption_prompt(language: LanguageModel, trained: str) -> str:
+    """What captions go on from.
+
+    Args:
+        language: the model that writes them.
+        trained: the prompt while it trained; without one the encoder of an encoder-decoder has
+            always read the beginning of a caption.
+    """
+    return CAPTION_PROMPT if language.is_encoder_decoder and not trained else trained
+
+
 def prompt_ids(language: LanguageModel, prompt: str) -> list[int]:
     """What a model reads before it writes: its tokenizer's beginning of any text, and the prompt.
 

@@ -101,10 +101,10 @@ def _group(name: str, weight: Tensor) -> str:
 
 
 def optimizer_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:
-    """AdamW's state by the names of the weights, as tensors that safetensors can hold."""
+    """AdamW's state by the names of the weights; not a copy of it."""
     names = {id(p): name for name, p in module.named_parameters()}
     return {
-        f"{names[id(p)]}.{key}": value.detach().cpu().contiguous()
+        f"{names[id(p)]}.{key}": value.detach()
         for p, state in optimizer.state.items()
         for key, value in state.items()
     }

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -73,12 +73,16 @@ def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
     Ranks hold different numbers of tokens; dividing by its own would weigh a rank's tokens by how
     few they are.
     """
-    share = count.detach().to(total.dtype)
-    if num_ranks() > 1:
-        share = share.clone()
-        dist.all_reduce(share)
-        share = share / num_ranks()
+    share = summed(count.to(total.dtype)) / num_ranks()
     return total / share.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def summed(count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The sum of a count over the ranks, without gradient."""
+    total = count.detach().clone()
+    if num_ranks() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ other (ITM). Keys and values of a picture are computed once for both.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -29,6 +29,10 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 """The learned temperature is kept between these; ALBEF, BLIP's origin, does likewise."""
 
 
+_LONG = 10_000
+"""Steps from which a training has the paper's schedule."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
     """The objectives of stage 1."""
@@ -43,21 +47,32 @@ class ObjectivesConfig:
     """Share of the steps after which ITG joins; the paper's is 0. In short runs from scratch ITC
     learns faster, and a step costs less, while it is alone."""
 
-    itm_joins_at: float = 0.0
-    """Share of the steps after which ITM joins; the paper's is 0. In short runs ITM stays at its
-    prior unless ITC has begun to tell pictures apart: 0.2 is a good start there."""
+    itm_joins_at: float | None = None
+    """Share of the steps after which ITM joins; by default the paper's 0 in trainings of 10,000
+    steps or more, and 0.4 in shorter ones: there ITM stays at its prior unless ITC has begun to
+    tell pictures apart."""
 
-    itm_hardens_until: float = 0.0
+    itm_hardens_until: float | None = None
     """Share of the steps after which ITM's negatives are as hard as ITC can find; from the moment
-    it joins until then they turn so from chance. The paper's is 0, hard at once; above 1 they
-    never quite get there, which very short runs need."""
+    it joins until then they turn so from chance. By default the paper's 0, hard at once, in
+    trainings of 10,000 steps or more, and 1 in shorter ones. Above 1 they never quite get there,
+    which very short ones need."""
 
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "itg_joins_at", "itm_joins_at"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
-        if not 0 <= self.itm_hardens_until < math.inf:
+        if not 0 <= (self.itm_hardens_until or 0) < math.inf:
             raise ConfigError(f"itm_hardens_until: {self.itm_hardens_until} is not in [0, inf)")
+
+    def resolved(self, steps: int) -> "ObjectivesConfig":
+        """With numbers in place of the defaults that depend on a training's steps."""
+        joins, until = (0.0, 0.0) if steps >= _LONG else (0.4, 1.0)
+        return replace(
+            self,
+            itm_joins_at=joins if self.itm_joins_at is None else self.itm_joins_at,
+            itm_hardens_until=until if self.itm_hardens_until is None else self.itm_hardens_until,
+        )
 
     def has_itg(self, step: int, steps: int) -> bool:
         """Whether ITG has joined at a step."""
@@ -65,7 +80,9 @@ class ObjectivesConfig:
 
     def itm_hardness(self, step: int, steps: int) -> float | None:
         """Hardness of ITM's negatives at a step; None before ITM joins."""
-        joins, until = self.itm_joins_at * steps, self.itm_hardens_until * steps
+        its = self.resolved(steps)
+        joins, until = cast(float, its.itm_joins_at), cast(float, its.itm_hardens_until)
+        joins, until = joins * steps, until * steps
         if step < joins:
             return None
         return 1.0 if step >= until else (step - joins) / (until - joins)

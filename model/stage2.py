@@ -17,7 +17,7 @@ from model.layers import INIT_STD, initialise
 from model.precision import exact
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormer, QFormerConfig
-from model.ranks import mean_over_ranks
+from model.ranks import mean_over_ranks, summed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Stage2(nn.Module):
         """The language model's loss on the captions.
 
         Returns:
-            `loss` in nats a token; its mean over the ranks is that over all tokens.
+            `loss` in nats a token, whose mean over the ranks is that over all tokens, and
+            `weight`: their number on all ranks.
         """
         soft = self.soft_prompt(batch.tokens)
         scores = language.scores(soft, batch.ids, batch.present, batch.targets)
@@ -76,7 +77,8 @@ class Stage2(nn.Module):
             ignore_index=IGNORED,
             reduction="sum",
         )
-        return {"loss": mean_over_ranks(total, (batch.targets != IGNORED).sum())}
+        count = (batch.targets != IGNORED).sum()
+        return {"loss": mean_over_ranks(total, count), "weight": summed(count.to(total.dtype))}
 
 
 def take_over(stage2: Stage2, stage1: dict[str, Tensor]) -> None:

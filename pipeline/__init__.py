@@ -22,8 +22,12 @@ data flows:
     near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
     filters, picture_filters, caption_filters, languages   what pictures and captions have to be
     hashes, plan, recurring, curate     the phases of curate
-    features    image tokens as fixed-shape tensors
-    order       which pictures a step trains on, and all that is drawn by chance
+    features    image tokens as fixed-shape tensors, written
+    shuffle     a shuffle of any size, computed place by place
+    order, lanes    which pictures a step trains on, and all that is drawn by chance
+    views       cached views of the same pictures, and which a picture shows in an epoch
+    token_reader    image tokens out of feature shards, a row copied once
+    pair_rows   which rows are pairs of a split, as columns; their captions
     loader      batches out of features and captions
     embeddings  vectors of pictures and captions, in and out of numpy
 

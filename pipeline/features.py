@@ -83,36 +83,6 @@ def tokens_column(
     return pa.ExtensionArray.from_storage(column.type, masked)
 
 
-def has_tokens(shard: Shard) -> np.ndarray:
-    """bool[rows]: which rows of a shard of `features` have tokens and are not taken down."""
-    return np.asarray(shard.live) & np.asarray(shard.table.column("tokens").is_valid())
-
-
-def read_tokens(shard: Shard, rows_per_batch: int) -> Callable[[Sequence[int]], np.ndarray]:
-    """Image tokens out of a shard of `features`, for rows that have any.
-
-    The shard is memory-mapped where it is local, and rows are copied once.
-
-    Args:
-        shard: of `features`.
-        rows_per_batch: of its dataset.
-
-    Returns:
-        A function from rows to float16 [B, P, C], or uint16, the bits of bfloat16.
-    """
-    column = shard.table.column("tokens")
-    # Of a chunk with nulls Arrow would make no array, but its values are there.
-    chunks = [
-        chunk.storage.values.to_numpy().reshape(len(chunk), *column.type.shape)
-        for chunk in column.chunks
-    ]
-
-    def take(rows: Sequence[int]) -> np.ndarray:
-        return np.stack([chunks[row // rows_per_batch][row % rows_per_batch] for row in rows])
-
-    return take
-
-
 def _check_range(tokens: np.ndarray, uids: Sequence[bytes], dtype: str) -> None:
     largest = np.abs(tokens).max(axis=(1, 2), initial=0)
     for number in np.flatnonzero(~(largest <= _LARGEST[dtype])).tolist():  # NaN fails too

@@ -1,22 +1,24 @@
 """Batches for training: image tokens from cached features, captions beside them.
 
-Features are memory-mapped, and a batch copies its rows out of them once. Pictures are never opened.
+Features are memory-mapped, and a batch copies its rows out of them once, in a thread of its own.
+Pictures are never opened.
 """
 
 import hashlib
+import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from pipeline.captions import kept_texts
-from pipeline.dataset import Dataset, check_side_by_side
-from pipeline.errors import ConfigError
-from pipeline.features import has_tokens, read_tokens
+from pipeline.dataset import Dataset
+from pipeline.pair_rows import PairRows
+from pipeline.token_reader import ShardTokens, TokenReader, gather
+from pipeline.views import view_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,77 +42,135 @@ class Pairs:
     """The pictures of one split that have image tokens and a kept caption.
 
     Args:
-        features: dataset of kind `features`.
+        features: dataset of kind `features`, or all its views (`views.open_views`).
         captions: a dataset beside it that has captions and split (`pairs`).
         split: `train`, `validation` or `test`.
+        seed: of the views that pictures show.
+        pin: gather tokens where a GPU fetches them from.
 
     Raises:
-        ConfigError: the two do not lie side by side, or the split is empty.
+        ConfigError: they do not lie side by side, or the split is empty.
     """
 
-    def __init__(self, features: Dataset, captions: Dataset, split: str) -> None:
-        check_side_by_side(features, captions)
-        self._features = features
-        self._tokens: dict[int, Callable[[Sequence[int]], np.ndarray]] = {}
-        self.num_without_caption = 0
-        """Pictures of the split that have no kept caption."""
-        places, texts = [], []
-        for number in captions.records:
-            shard = captions.shard(number)
-            table = shard.table.select(["captions", "split"])
-            live = np.asarray(shard.live) & has_tokens(features.shard(number))
-            rows = np.flatnonzero(live & (table.column("split").to_numpy() == split))
-            column = table.column("captions").take(pa.array(rows, pa.int64()))
-            kept = [[text for _, text in its] for its in kept_texts(column)]
-            places += [(number, row) for row, its in zip(rows.tolist(), kept, strict=True) if its]
-            texts += [its for its in kept if its]
-            self.num_without_caption += kept.count([])
-        if not places:
-            raise ConfigError(
-                f"{captions.folder}: its split {split!r} has no picture with a kept caption"
-            )
-        self.places = places
-        """Shard and row of each picture."""
-        self.texts = texts
-        """The kept captions of each picture."""
+    def __init__(
+        self,
+        features: Dataset | Sequence[Dataset],
+        captions: Dataset,
+        split: str,
+        *,
+        seed: int = 0,
+        pin: bool = False,
+    ) -> None:
+        views = [features] if isinstance(features, Dataset) else features
+        self.rows = PairRows(views, captions, split)
+        self._readers = [TokenReader(view) for view in views]
+        self._seed = seed
+        self._memory = BatchMemory(pin=pin)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
-    def tokens(self, pictures: Sequence[int]) -> torch.Tensor:
-        """float16 or bfloat16 [B, P, C]: image tokens as cached, before `ln_vision`."""
-        return as_tensor(np.concatenate([self._of(*self.places[n]) for n in pictures]))
+    def texts(self, pictures: np.ndarray) -> list[list[str]]:
+        """The kept captions of each of these pictures."""
+        return self.rows.texts(pictures)
 
-    def batch(self, pictures: np.ndarray, draw: np.ndarray) -> Batch:
+    def all_texts(self) -> Iterator[str]:
+        """The kept captions of all pictures."""
+        return self.rows.all_texts()
+
+    def tokens(
+        self, pictures: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Image tokens as cached, before `ln_vision`.
+
+        Args:
+            pictures: int64[B], their numbers; one at least.
+            epochs: int64[B], in which each shows one of its views; None is for evaluation.
+
+        Returns:
+            float16 or bfloat16 [B, P, C]
+        """
+        wanted = self._wanted(np.asarray(pictures), epochs)
+        shard, _ = wanted[0]
+        tokens = self._memory.take((len(wanted), *shard.shape), shard.dtype)
+        gather(wanted, tokens.numpy())
+        return _as_stored(tokens)
+
+    def batch(
+        self, pictures: np.ndarray, draw: np.ndarray, epochs: np.ndarray | None = None
+    ) -> Batch:
         """A batch of these pictures.
 
         Args:
             pictures: int64[B], their numbers.
             draw: float64[B] in [0, 1), draws one of the captions of each.
+            epochs: as in `tokens`.
         """
-        texts = [
-            self.texts[picture][int(share * len(self.texts[picture]))]
-            for picture, share in zip(pictures.tolist(), draw.tolist(), strict=True)
-        ]
+        texts = self._drawn(pictures, draw)
         return Batch(
-            tokens=self.tokens(pictures.tolist()),
+            tokens=self.tokens(pictures, epochs),
             texts=texts,
             picture=torch.from_numpy(pictures.astype(np.int64)),
             caption=torch.tensor([_key(text) for text in texts]),
         )
 
-    def _of(self, number: int, row: int) -> np.ndarray:
-        """[1, P, C]"""
-        if number not in self._tokens:
-            shard = self._features.shard(number)
-            self._tokens[number] = read_tokens(shard, self._features.manifest.rows_per_batch)
-        return self._tokens[number]([row])
+    def _wanted(
+        self, pictures: np.ndarray, epochs: np.ndarray | None
+    ) -> list[tuple[ShardTokens, int]]:
+        """Where the tokens of each picture are."""
+        places = self.rows.places(pictures)
+        views = [0] * len(places)
+        if epochs is not None and len(self._readers) > 1:
+            uids = self.rows.uids(pictures)
+            views = view_of(uids, epochs, len(self._readers), self._seed).tolist()
+        return [
+            (self._readers[view].shard(number), row)
+            for view, (number, row) in zip(views, places, strict=True)
+        ]
+
+    def named(self, pictures: np.ndarray, draw: np.ndarray) -> list[dict[str, str]]:
+        """`uid` (hexadecimal) and `caption` of the pairs that `batch` gives; for people."""
+        texts = self._drawn(pictures, draw)
+        return [
+            {"uid": uid.hex(), "caption": text}
+            for uid, text in zip(self.rows.uids(pictures), texts, strict=True)
+        ]
+
+    def _drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
+        return self.rows.drawn(pictures, draw)
+
+
+class BatchMemory:
+    """Memory for one batch after another, used again as soon as no tensor lies in it any longer.
+
+    New memory has no pages until it is written to, which takes as long as the copying itself.
+    """
+
+    def __init__(self, *, pin: bool = False) -> None:
+        self._pin = pin
+        self._free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+        """An uninitialised tensor of float16 or uint16."""
+        kind = torch.float16 if dtype == np.float16 else torch.uint16
+        if self._pin:  # PyTorch does the same here, and waits for copies to the GPU besides
+            return torch.empty(shape, dtype=kind, pin_memory=True)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        fitting = [at for at, memory in enumerate(self._free) if memory.nbytes == num_bytes]
+        memory = self._free.pop(fitting[-1]) if fitting else np.empty(num_bytes, np.uint8)
+        lent = memory.view(dtype).reshape(shape)
+        # The tensor's storage owns `lent`, so this is when the last view and the last graph go.
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return torch.from_numpy(lent)
 
 
 def as_tensor(tokens: np.ndarray) -> torch.Tensor:
     """Stored image tokens as float16 or, where they are its bits, bfloat16; without a copy."""
-    tensor = torch.from_numpy(tokens)
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+    return _as_stored(torch.from_numpy(tokens))
+
+
+def _as_stored(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.view(torch.bfloat16) if tokens.dtype == torch.uint16 else tokens
 
 
 def ahead(make: Callable[[int], Made], steps: range) -> Iterator[Made]:

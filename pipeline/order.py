@@ -1,11 +1,14 @@
 """The order in which pictures are trained on: a function of seed, epoch and step, never stored."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.errors import ConfigError
+from pipeline.lanes import Lanes
+from pipeline.shuffle import key_of, shuffled
 
 _ORDER, _CAPTION, _NEGATIVES, _DROPOUT, _SPLIT = range(5)
 """What a generator is for; part of its seed, so that no two share their numbers."""
@@ -16,18 +19,65 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.default_rng((seed, _DROPOUT, step, rank)).integers(2**63))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """In which order pictures are trained on."""
+
+    shuffle: Literal["auto", "full", "lanes"] = "auto"
+    """`full` shuffles each epoch whole, which reads from everywhere at once and so is for local
+    features. `lanes` goes through shards in an order of chance, many at a time, and shuffles
+    within windows: what comes shard by shard is read once an epoch. `auto` takes `full` where all
+    features are local."""
+
+    num_lanes: int = 64
+    """Places of an epoch that are gone through at once; ranks own lanes. For `lanes`."""
+
+    window: int = 2048
+    """Pictures that are shuffled together in a lane: two shards or so. For `lanes`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_lanes", "window"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+
+    def resolved(self, remote: Sequence[str]) -> "OrderConfig":
+        """The same without `auto`.
+
+        Args:
+            remote: the locations of features that are not local.
+
+        Raises:
+            ConfigError: a full shuffle of them is asked for.
+        """
+        if self.shuffle == "full" and remote:
+            raise ConfigError(
+                f"shuffle: full, but {remote[0]} is not local: each picture of a batch would lie "
+                "in another shard, which is fetched whole; take lanes, or copy the features here"
+            )
+        if self.shuffle == "auto":
+            return replace(self, shuffle="lanes" if remote else "full")
+        return self
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """What of a resolved configuration the order depends on."""
+        return asdict(self) if self.shuffle == "lanes" else {"shuffle": self.shuffle}
+
+
 @dataclass(frozen=True)
 class Order:
     """Global batches of a data set of `num_pictures`, the same on any number of ranks.
 
-    An epoch is a full shuffle without what does not fill its last batch, so that no picture is
-    twice in a batch.
+    Rank r of R takes the r-th of R equal slices. An epoch is a full shuffle, or goes by lanes,
+    without what does not fill its last batch, so that no picture is twice in a batch.
     """
 
     num_pictures: int
     batch_size: int
     """Pictures in a global batch."""
     seed: int
+    lanes: Lanes | None = None
+    """How an epoch is gone through; None shuffles it whole."""
 
     def __post_init__(self) -> None:
         if self.num_pictures < self.batch_size:
@@ -35,16 +85,38 @@ class Order:
                 f"batch_size: {self.batch_size}, but there are {self.num_pictures} pictures to "
                 "train on"
             )
+        if self.lanes is not None:
+            self.lanes.steps_per_epoch(self.batch_size)
+
+    @staticmethod
+    def of(shard_sizes: np.ndarray, config: OrderConfig, batch_size: int, seed: int) -> "Order":
+        """The order of pictures that are numbered along shards of these sizes (int64[S]).
+
+        Raises:
+            ConfigError: they fill no batch.
+        """
+        by_lanes = config.shuffle == "lanes"
+        lanes = Lanes(shard_sizes, config.num_lanes, config.window) if by_lanes else None
+        return Order(int(shard_sizes.sum()), batch_size, seed, lanes)
 
     @property
     def steps_per_epoch(self) -> int:
+        if self.lanes is not None:
+            return self.lanes.steps_per_epoch(self.batch_size)
         return self.num_pictures // self.batch_size
 
     def batch(self, step: int) -> np.ndarray:
         """int64[batch_size]: the pictures of a step, counted from 0."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        shuffled = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(self.num_pictures)
-        return shuffled[at * self.batch_size : (at + 1) * self.batch_size]
+        if self.lanes is not None:
+            key = int(key_of(self.seed, _ORDER)[0])
+            return self.lanes.batch(key, epoch, at, self.batch_size)
+        places = np.arange(at * self.batch_size, (at + 1) * self.batch_size)
+        return shuffled(places, self.num_pictures, key_of(self.seed, _ORDER, epoch))
+
+    def epochs(self, step: int) -> np.ndarray:
+        """int64[batch_size]: the epoch in which each picture of a step is seen."""
+        return np.full(self.batch_size, step // self.steps_per_epoch)
 
     def caption_draw(self, step: int) -> np.ndarray:
         """float64[batch_size] in [0, 1): which of its captions each picture has in this step."""

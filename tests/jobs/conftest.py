@@ -21,6 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from jobs import train_stage1
 from jobs.cli import main
 from pipeline.lineage import canonical_digest
 
@@ -234,6 +235,55 @@ def unbroken(tmp_path_factory, stage1_command, rank_here) -> Path:
     return out
 
 
+@pytest.fixture
+def disturb(monkeypatch) -> Callable:
+    """Has something done in a rank before the losses of a step: `disturb(step, what)`.
+
+    Everything is a local name: it travels to ranks in other processes by value.
+    """
+
+    def disturb(step: int, what: Callable[[], None]) -> None:
+        class Disturbed(train_stage1.Stage1Learner):
+            def losses(self, module, batch, at):
+                if at == step:
+                    what()
+                return super().losses(module, batch, at)
+
+        monkeypatch.setattr(train_stage1, "Stage1Learner", Disturbed)
+
+    return disturb
+
+
+@pytest.fixture
+def no_ranks(monkeypatch) -> None:
+    """Whoever starts ranks fails."""
+
+    def fails(*_, **__):
+        raise AssertionError("ranks were started")
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", fails)
+
+
+# What a training leaves
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict]]:
+    """The lines of a training's metrics.jsonl."""
+    return lambda folder: read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(file: Path) -> list[dict]:
+    """Of JSON; none where there is no file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture(scope="session")
+def steps_of() -> Callable[[Path], list[str]]:
+    """The checkpoints of a training folder."""
+    return lambda folder: sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+
+
 TIMES = ("pairs_per_s", "data_wait_s", "time_left_s")
 
 
@@ -242,10 +292,12 @@ def read_training() -> Callable[[Path], SimpleNamespace]:
     """What of a training must not depend on what became of it on its way."""
 
     def read(folder: Path) -> SimpleNamespace:
-        """`lines` of metrics without times, and `digest`."""
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        """`lines` of metrics without times, `captions`, `best` checkpoint, and `digest`."""
+        lines = read_lines(folder / "metrics.jsonl")
         lasting = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+        captions = read_lines(folder / "validation_captions.jsonl")
+        best = json.loads((folder / "checkpoints" / "best.json").read_text())
         digest = json.loads((folder / "checkpoint.json").read_text())["digest"]
-        return SimpleNamespace(lines=lasting, digest=digest)
+        return SimpleNamespace(lines=lasting, captions=captions, best=best, digest=digest)
 
     return read

@@ -17,8 +17,8 @@ from model.generation.settings import GenerationConfig
 from model.generation.stage1 import write_captions
 from model.generation.stage2 import write_texts
 from pipeline.dataset import Dataset, decode_row
-from pipeline.features import read_tokens
 from pipeline.loader import as_tensor
+from pipeline.token_reader import ShardTokens
 from pipeline.tombstones import add_tombstones
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -79,10 +79,10 @@ def rows_of(data: Path, split: str | None = None) -> list[tuple[str, str, torch.
     features = Dataset.open(str(data / "features"))
     rows = []
     for number, shard in enumerate(Dataset.open(str(data / "pairs")).shards()):
-        read = read_tokens(features.shard(number), features.manifest.rows_per_batch)
+        tokens = ShardTokens(features.shard(number), features.manifest.rows_per_batch)
         for row, one in enumerate(shard.table.select(["uid", "url", "split"]).to_pylist()):
             if split in (None, one["split"]):
-                rows.append((one["uid"].hex(), one["url"], as_tensor(read([row]))[0]))
+                rows.append((one["uid"].hex(), one["url"], as_tensor(tokens.read([row]))[0]))
     return rows
 
 

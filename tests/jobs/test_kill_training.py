@@ -126,6 +126,34 @@ def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
     assert not list(out.rglob(".tmp-*"))
 
 
+def test_a_training_that_was_killed_at_three_random_moments_ends_bit_for_bit_the_same(
+    tmp_path, stage1_command, longer, read_training
+):
+    """The command or its rank, wherever it is: at its start, in a step, while it saves."""
+    out, log = tmp_path / "stage1", tmp_path / "log.txt"
+    command = stage1_command(out, *LONGER)
+    seed = random.randrange(1 << 32)
+    draw = random.Random(seed)
+    moments = sorted(draw.sample(range(1, 58), 3))
+    for moment in moments:
+        with started(log, *command) as job:
+            wait_until(lambda moment=moment: steps_told(out) >= moment, job, log)
+            time.sleep(draw.uniform(0, 0.1))
+            job.kill()
+            job.wait()
+    assert not (out / "checkpoint.json").exists(), seed
+    finished(log, *command)
+    assert read_training(out) == longer, seed
+    assert len(json.loads((out / "run.json").read_text())["runs"]) == 4
+    assert not list(out.rglob(".tmp-*"))
+
+
+def steps_told(out: Path) -> int:
+    """Of how many steps a training has told; lines that may be cut back count too."""
+    file = out / "metrics.jsonl"
+    return file.read_text().count('"train"') if file.exists() else 0
+
+
 def ranks_of(job: psutil.Popen) -> list[psutil.Process]:
     found = []
     for process in job.descendants():
@@ -135,19 +163,26 @@ def ranks_of(job: psutil.Popen) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_training_whose_rank_is_killed_ends_by_itself_as_if_it_had_not_been(
-    tmp_path, stage1_command, longer, read_training
+    tmp_path, stage1_command, longer, read_training, num_ranks
 ):
     out, log = tmp_path / "stage1", tmp_path / "log.txt"
+    options = (*LONGER, "--ranks", num_ranks)
     first = out / "checkpoints" / "step-000005" / "checkpoint.json"
-    with started(log, *stage1_command(out, *LONGER)) as job:
+    with started(log, *stage1_command(out, *options)) as job:
         wait_until(first.exists, job, log)
-        (rank,) = ranks_of(job)
-        os.kill(rank.pid, signal.SIGKILL)
+        ranks = ranks_of(job)
+        assert len(ranks) == num_ranks
+        os.kill(random.choice(ranks).pid, signal.SIGKILL)
         assert job.wait(timeout=PATIENCE_S) == 0, log.read_text()
-    assert read_training(out) == longer
     (ran,) = json.loads((out / "run.json").read_text())["runs"]
     assert ran["phases"][0]["failures"] == 1
+    if num_ranks > 1:
+        unbroken = tmp_path / "unbroken"
+        finished(log, *stage1_command(unbroken, *options))
+        longer = read_training(unbroken)
+    assert read_training(out) == longer
 
 
 # Embed and index

@@ -430,6 +430,17 @@ def test_itm_joins_and_its_negatives_harden(joins, until, expected):
         assert objectives.itm_hardness(step, 100) == pytest.approx(hardness), step
 
 
+def test_by_default_long_trainings_have_the_papers_schedule_and_short_ones_begin_with_itc():
+    default = ObjectivesConfig()
+    assert [default.itm_hardness(step, 250_000) for step in (0, 249_999)] == [1.0, 1.0]
+    short = [default.itm_hardness(step, 1000) for step in (0, 399, 400, 700, 999)]
+    assert short == pytest.approx([None, None, 0.0, 0.5, 599 / 600])
+    assert default.has_itg(0, 1000)
+    assert ObjectivesConfig(itm_joins_at=0.0).itm_hardness(500, 1000) == pytest.approx(0.5)
+    paper = ObjectivesConfig(itm_joins_at=0.0, itm_hardens_until=0.0)
+    assert default.resolved(10_000) == paper == paper.resolved(100)
+
+
 @pytest.mark.parametrize("name", ["label_smoothing", "itm_joins_at", "itg_joins_at"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
 def test_a_share_that_is_none_is_named(name, value):

@@ -1,8 +1,10 @@
 """Builders that several tests of pipeline/ share."""
 
 import io
+import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +12,13 @@ import pytest
 from PIL import Image
 
 from pipeline.accounting import Account
-from pipeline.dataset import Shard
-from pipeline.schemas import RAW
-from pipeline.shard import FileEntry, ShardRecord
+from pipeline.dataset import Dataset, Shard
+from pipeline.draft import Draft
+from pipeline.features import tokens_column
+from pipeline.lineage import Lineage
+from pipeline.schemas import PAIRS, RAW, features_schema
+from pipeline.shard import FileEntry, ShardRecord, commit_table
+from pipeline.storage import Folder
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +112,98 @@ def web(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", stub.getaddrinfo)
     monkeypatch.setattr(socket.socket, "connect", lambda *a: stub.connect(*a))
     return stub
+
+
+# Features and the captions beside them: all of it a function of the row over all shards
+
+P, C = 3, 5
+SPLITS = ("train", "train", "test", "train", "validation")
+"""Of the rows, over and over."""
+
+
+def uid(row: int) -> bytes:
+    return row.to_bytes(16, "big")
+
+
+def captions_of(row: int) -> list[dict[str, str]]:
+    """Row r has r % 4 captions in use, one that is rejected before them, and one after them."""
+    kept = [(f"caption {n} of {row}", "kept") for n in range(row % 4)]
+    told = [(f"rejected {row}", "rejected:empty"), *kept, ("rejected too", "rejected:short")]
+    return [{"text": text, "source": "web", "status": status} for text, status in told]
+
+
+def values(rows: Sequence[int], view: int = 0) -> np.ndarray:
+    """float32[N, P, C]"""
+    one = (np.random.default_rng((row, view)).normal(0, 9, (P, C)) for row in rows)
+    return np.stack([np.zeros((P, C)), *one])[1:].astype(np.float32)
+
+
+def publish(folder: Folder, kind: str, tables: list[pa.Table], lineage: Lineage) -> Dataset:
+    draft = Draft.begin(folder, kind, tables[0].schema, lineage)
+    for number, table in enumerate(tables):
+        everything = Account.all_kept(table.num_rows)
+        captions = everything if kind == "pairs" else None
+        rows = draft.rows_per_batch
+        commit_table(draft.folder, number, table, rows, pictures=everything, captions=captions)
+    return draft.publish(draft.committed().values())
+
+
+def rows_of(shards: Sequence[int], first: int) -> list[range]:
+    ends = np.cumsum([first, *shards]).tolist()
+    return [range(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def make_pairs(home, shards: Sequence[int] = (40, 7), first: int = 0) -> Dataset:
+    """`pairs` of shards of so many rows, whose pictures are none: whoever opens one fails."""
+    tables = [
+        pa.Table.from_pylist(
+            [
+                {
+                    "uid": uid(row),
+                    "picture": b"no picture",
+                    "captions": captions_of(row),
+                    "split": SPLITS[row % len(SPLITS)],
+                }
+                for row in rows
+            ],
+            PAIRS,
+        )
+        for rows in rows_of(shards, first)
+    ]
+    return publish(Folder.at(home), "pairs", tables, Lineage("test", {}))
+
+
+def make_features(
+    home,
+    dtype: str = "fp16",
+    shards: Sequence[int] = (40, 7),
+    *,
+    null: Sequence[int] = (),
+    first: int = 0,
+    view: int | None = None,
+    encoder: str = "a",
+) -> Dataset:
+    """`features` beside them; a record batch holds 16 rows."""
+    tables = []
+    for rows in rows_of(shards, first):
+        present = [row not in null for row in rows]
+        uids = [uid(row) for row in rows]
+        here = values([row for row in rows if row not in null], view or 0)
+        columns = {"uid": uids, "tokens": tokens_column(here, present, uids, dtype)}
+        tables.append(pa.table(columns, schema=features_schema(P, C, dtype)))
+    config = {} if view is None else {"view": view}
+    frozen = {"encoder": {"name": encoder, "width": C}}
+    return publish(Folder.at(home), "features", tables, Lineage("test", config, (), frozen))
+
+
+@pytest.fixture(scope="session")
+def cached() -> SimpleNamespace:
+    """Makers of `pairs` and `features` that lie side by side, and what they hold."""
+    return SimpleNamespace(
+        shape=(P, C),
+        splits=SPLITS,
+        uid=uid,
+        values=values,
+        make_pairs=make_pairs,
+        make_features=make_features,
+    )

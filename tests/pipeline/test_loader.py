@@ -1,96 +1,19 @@
 """Batches hold the tokens as cached, a kept caption each, and nothing that was taken down."""
 
-import itertools
 import threading
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.accounting import Account
 from pipeline.dataset import Dataset
-from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.features import read_tokens, tokens_column
-from pipeline.lineage import Lineage
 from pipeline.loader import Pairs, ahead, as_tensor
-from pipeline.schemas import PAIRS, features_schema
-from pipeline.shard import commit_table
-from pipeline.storage import Folder
 from pipeline.tombstones import add_tombstones
 
-P, C = 3, 5
 SHARDS = (40, 7)
-"""Rows of each shard; a record batch of features holds 16."""
-SPLITS = ("train", "train", "test", "train", "validation")
-"""Of the rows, over and over."""
-
-
-def uid(row: int) -> bytes:
-    return row.to_bytes(16, "big")
-
-
-def captions_of(row: int) -> list[dict[str, str]]:
-    """Row r has r % 4 captions in use, one that is rejected before them, and one after them."""
-    kept = [(f"caption {n} of {row}", "kept") for n in range(row % 4)]
-    told = [(f"rejected {row}", "rejected:empty"), *kept, ("rejected too", "rejected:short")]
-    return [{"text": text, "source": "web", "status": status} for text, status in told]
-
-
-def values(rows: Sequence[int]) -> np.ndarray:
-    """float32[N, P, C]: a function of the row."""
-    one = (np.random.default_rng(row).normal(0, 9, (P, C)).astype(np.float32) for row in rows)
-    return np.stack([np.zeros((P, C), np.float32), *one])[1:]
-
-
-def publish(home, kind: str, tables: list[pa.Table]) -> Dataset:
-    draft = Draft.begin(Folder.at(home), kind, tables[0].schema, Lineage("test", {}))
-    for number, table in enumerate(tables):
-        everything = Account.all_kept(table.num_rows)
-        captions = everything if kind == "pairs" else None
-        rows = draft.rows_per_batch
-        commit_table(draft.folder, number, table, rows, pictures=everything, captions=captions)
-    return draft.publish(draft.committed().values())
-
-
-def rows_of(shards: Sequence[int]) -> list[list[int]]:
-    ends = np.cumsum([0, *shards]).tolist()
-    return [list(range(a, b)) for a, b in itertools.pairwise(ends)]
-
-
-def make_pairs(home, shards: Sequence[int] = SHARDS) -> Dataset:
-    """The pictures are no pictures: whoever opens one fails."""
-    tables = [
-        pa.Table.from_pylist(
-            [
-                {
-                    "uid": uid(row),
-                    "picture": b"no picture",
-                    "captions": captions_of(row),
-                    "split": SPLITS[row % len(SPLITS)],
-                }
-                for row in rows
-            ],
-            PAIRS,
-        )
-        for rows in rows_of(shards)
-    ]
-    return publish(home, "pairs", tables)
-
-
-def make_features(
-    home, dtype: str = "fp16", shards: Sequence[int] = SHARDS, null: Sequence[int] = ()
-) -> Dataset:
-    tables = []
-    for rows in rows_of(shards):
-        present = [row not in null for row in rows]
-        uids = [uid(row) for row in rows]
-        here = [row for row in rows if row not in null]
-        columns = {"uid": uids, "tokens": tokens_column(values(here), present, uids, dtype)}
-        tables.append(pa.table(columns, schema=features_schema(P, C, dtype)))
-    return publish(home, "features", tables)
+"""Rows of each shard."""
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +22,17 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pairs(home):
-    return make_pairs(home / "pairs")
+def pairs(home, cached):
+    return cached.make_pairs(home / "pairs")
 
 
 @pytest.fixture(scope="module")
-def features(home):
-    return {dtype: make_features(home / dtype, dtype) for dtype in ("fp16", "bf16")}
+def features(home, cached):
+    return {dtype: cached.make_features(home / dtype, dtype) for dtype in ("fp16", "bf16")}
+
+
+SPLITS = ("train", "train", "test", "train", "validation")
+"""Of the rows, over and over."""
 
 
 def expected_rows(split: str, without: Sequence[int] = ()) -> list[int]:
@@ -120,8 +47,9 @@ def read_all(features: Dataset, pairs: Dataset) -> torch.Tensor:
 
 
 def rows_held(pairs: Pairs) -> list[int]:
+    places = pairs.rows.places(np.arange(len(pairs)))
     first = dict(enumerate(np.cumsum([0, *SHARDS]).tolist()))
-    return [first[shard] + row for shard, row in pairs.places]
+    return [first[shard] + row for shard, row in places]
 
 
 # Which pictures
@@ -133,46 +61,58 @@ def test_only_the_split_and_only_captions_in_use(features, pairs, split):
     rows = expected_rows(split)
     assert rows_held(found) == rows
     assert len(found) == len(rows)
-    assert found.texts == [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
+    texts = [[f"caption {n} of {row}" for n in range(row % 4)] for row in rows]
+    assert found.texts(np.arange(len(rows))) == texts
+    assert list(found.all_texts()) == [text for its in texts for text in its]
+    ends = np.searchsorted(rows, np.cumsum(SHARDS))
+    assert found.rows.shard_sizes.tolist() == np.diff(ends, prepend=0).tolist()
     without = [r for r in range(0, sum(SHARDS), 4) if SPLITS[r % len(SPLITS)] == split]
-    assert found.num_without_caption == len(without)
+    assert found.rows.num_without_caption == len(without)
 
 
 @pytest.mark.parametrize("of", ["pairs", "features"])
-def test_what_was_taken_down_from_either_dataset_is_left_out(tmp_path, of):
-    pairs, features = make_pairs(tmp_path / "pairs"), make_features(tmp_path / "features")
+def test_what_was_taken_down_from_either_dataset_is_left_out(tmp_path, of, cached):
+    pairs, features = (
+        cached.make_pairs(tmp_path / "pairs"),
+        cached.make_features(tmp_path / "features"),
+    )
     down = [1, 8, 41]  # 8 has no caption in use, 41 is in the second shard
-    add_tombstones((pairs if of == "pairs" else features).folder, [uid(row) for row in down])
+    add_tombstones((pairs if of == "pairs" else features).folder, [cached.uid(row) for row in down])
     found = Pairs(
         Dataset.open(features.folder, "features"), Dataset.open(pairs.folder, "pairs"), "train"
     )
     assert rows_held(found) == expected_rows("train", without=down)
     whole = Pairs(features, pairs, "train")
-    assert found.num_without_caption == whole.num_without_caption - 1
+    assert found.rows.num_without_caption == whole.rows.num_without_caption - 1
 
 
-def test_a_picture_without_tokens_is_left_out(tmp_path, pairs):
+def test_a_picture_without_tokens_is_left_out(tmp_path, pairs, cached):
     """Taken down before its features were made, and in no list that is here."""
     null = [1, 16, 18, 41]
-    features = make_features(tmp_path / "features", null=null)
+    features = cached.make_features(tmp_path / "features", null=null)
     found = Pairs(features, pairs, "train")
     rows = expected_rows("train", without=null)
     assert rows_held(found) == rows
-    np.testing.assert_array_equal(read_all(features, pairs).numpy(), values(rows).astype("f2"))
+    np.testing.assert_array_equal(
+        read_all(features, pairs).numpy(), cached.values(rows).astype("f2")
+    )
 
 
-def test_an_empty_split_is_named(tmp_path, features, pairs):
+def test_an_empty_split_is_named(tmp_path, features, pairs, cached):
     with pytest.raises(ConfigError, match=r"pairs: its split 'other' has no picture with a kept"):
         Pairs(features["fp16"], pairs, "other")
     # Row 0, the only one, has no caption in use.
-    lonely = make_pairs(tmp_path / "pairs", (1,)), make_features(tmp_path / "f", "fp16", (1,))
+    lonely = (
+        cached.make_pairs(tmp_path / "pairs", (1,)),
+        cached.make_features(tmp_path / "f", "fp16", (1,)),
+    )
     with pytest.raises(ConfigError, match="its split 'train' has no picture"):
         Pairs(lonely[1], lonely[0], "train")
 
 
 @pytest.mark.parametrize("shards", [(40, 6), (40,), (7, 40)])
-def test_datasets_that_do_not_match_are_both_named(tmp_path, pairs, shards):
-    other = make_features(tmp_path / "features", shards=shards)
+def test_datasets_that_do_not_match_are_both_named(tmp_path, pairs, shards, cached):
+    other = cached.make_features(tmp_path / "features", shards=shards)
     with pytest.raises(ConfigError) as error:
         Pairs(other, pairs, "train")
     assert str(other.folder) in str(error.value)
@@ -183,39 +123,42 @@ def test_datasets_that_do_not_match_are_both_named(tmp_path, pairs, shards):
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_tokens_are_those_that_were_stored(features, pairs, dtype):
+def test_tokens_are_those_that_were_stored(features, pairs, dtype, cached):
     found = Pairs(features[dtype], pairs, "train")
     rows = expected_rows("train")
     kind = torch.float16 if dtype == "fp16" else torch.bfloat16
-    expected = torch.from_numpy(values(rows)).to(kind)
+    expected = torch.from_numpy(cached.values(rows)).to(kind)
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     tokens = found.tokens(order)
     assert tokens.dtype == kind
-    assert tokens.shape == (len(rows), P, C)
+    assert tokens.shape == (len(rows), *cached.shape)
     assert torch.equal(tokens, expected[order])
     for number in (0, len(rows) - 1):
         assert torch.equal(found.tokens([number]), expected[number : number + 1])
 
 
-def test_tokens_are_a_copy(features, pairs):
-    """The files are mapped: writing into a batch must change no dataset."""
-    found = Pairs(features["fp16"], pairs, "train")
-    before = found.tokens([0, 1]).clone()
-    found.tokens([0, 1]).zero_()
-    found.tokens([0])[0].zero_()
-    assert torch.equal(found.tokens([0, 1]), before)
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("null", [(), (0,), (15, 16, 17), tuple(range(32))])
-def test_rows_are_read_across_record_batches_beside_null_ones(tmp_path, dtype, null):
-    dataset = make_features(tmp_path / "features", dtype, null=null)
-    take = read_tokens(dataset.shard(0), dataset.manifest.rows_per_batch)
-    rows = [row for row in (39, 31, 15, 16, 0, 17, 32, 38) if row not in null]
-    expected = torch.from_numpy(values(rows))
-    found = as_tensor(take(rows))
-    assert torch.equal(found, expected.to(found.dtype))
-    assert found.dtype == (torch.float16 if dtype == "fp16" else torch.bfloat16)
+def test_memory_is_used_again_once_nothing_refers_to_it(features, pairs, cached):
+    found = Pairs(features["bf16"], pairs, "train")
+    expected = torch.from_numpy(cached.values(expected_rows("train"))).to(torch.bfloat16)
+    first = found.tokens([0, 1])
+    at, part = first.data_ptr(), first[1].t()
+    del first
+    second = found.tokens([2, 3])
+    assert second.data_ptr() != at  # `part` lies there
+    assert torch.equal(part, expected[1].t())
+    del part
+    weight = torch.ones(2, 3, 5, dtype=torch.bfloat16, requires_grad=True)
+    third = found.tokens([4, 5])
+    assert third.data_ptr() == at
+    loss = (third * weight).sum()
+    del third
+    fourth = found.tokens([6, 7])
+    assert fourth.data_ptr() not in (at, second.data_ptr())  # the graph holds it
+    loss.backward()
+    assert torch.equal(weight.grad, expected[4:6])
+    del loss
+    assert found.tokens([8, 9]).data_ptr() == at
+    assert found.tokens([8]).shape == (1, 3, 5)  # of another size
 
 
 def test_bf16_bits_become_bfloat16_in_the_same_memory():
@@ -226,8 +169,8 @@ def test_bf16_bits_become_bfloat16_in_the_same_memory():
     assert tensor[0, 0, 0] == 2.0
 
 
-def test_a_shard_that_is_gone_is_named(tmp_path, pairs):
-    features = make_features(tmp_path / "features")
+def test_a_shard_that_is_gone_is_named(tmp_path, pairs, cached):
+    features = cached.make_features(tmp_path / "features")
     (tmp_path / "features" / "00001.arrow").unlink()
     with pytest.raises(DatasetError, match=r"00001\.arrow"):
         read_all(features, pairs)
@@ -238,13 +181,14 @@ def test_a_shard_that_is_gone_is_named(tmp_path, pairs):
 
 def test_a_draw_takes_each_of_the_captions_equally_often(features, pairs):
     found = Pairs(features["fp16"], pairs, "train")
-    three = next(n for n, texts in enumerate(found.texts) if len(texts) == 3)
+    all_texts = found.texts(np.arange(len(found)))
+    three = next(n for n, texts in enumerate(all_texts) if len(texts) == 3)
     draw = np.arange(300) / 300
     drawn = found.batch(np.full(300, three), draw).texts
-    assert {text: drawn.count(text) for text in drawn} == dict.fromkeys(found.texts[three], 100)
-    assert found.batch(np.array([three]), np.nextafter([1.0], 0)).texts == [found.texts[three][2]]
-    one = next(n for n, texts in enumerate(found.texts) if len(texts) == 1)
-    assert {*found.batch(np.full(300, one), draw).texts} == {found.texts[one][0]}
+    assert {text: drawn.count(text) for text in drawn} == dict.fromkeys(all_texts[three], 100)
+    assert found.batch(np.array([three]), np.nextafter([1.0], 0)).texts == [all_texts[three][2]]
+    one = next(n for n, texts in enumerate(all_texts) if len(texts) == 1)
+    assert {*found.batch(np.full(300, one), draw).texts} == {all_texts[one][0]}
 
 
 def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
@@ -252,7 +196,7 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
     pictures = np.array([4, 0, 7])
     batch = found.batch(pictures, np.zeros(3))
     assert torch.equal(batch.tokens, found.tokens([4, 0, 7]))
-    assert batch.texts == [found.texts[n][0] for n in (4, 0, 7)]
+    assert batch.texts == [its[0] for its in found.texts(pictures)]
     assert batch.picture.tolist() == [4, 0, 7]
     assert batch.caption.dtype == batch.picture.dtype == torch.int64
     again = found.batch(np.array([7, 4]), np.zeros(2))
@@ -260,9 +204,10 @@ def test_a_batch_holds_tokens_texts_and_keys_side_by_side(features, pairs):
     assert again.picture.tolist() == [7, 4]
 
 
-def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs):
+def test_keys_of_captions_are_equal_exactly_where_captions_are(features, pairs, monkeypatch):
     found = Pairs(features["fp16"], pairs, "train")
-    found.texts[:4] = [["A red boat"], ["a red boat"], ["a red boat "], ["a red boats"]]
+    texts = ["A red boat", "a red boat", "a red boat ", "a red boats"]
+    monkeypatch.setattr(found, "_drawn", lambda *_: texts)
     keys = found.batch(np.arange(4), np.full(4, 0.5)).caption.tolist()
     assert keys[0] == keys[1]  # tokenizers of BERT's kind see no case
     assert len(set(keys)) == 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.order import HeldOutBatch, Order, dropout_seed, held_out_batches
+from pipeline.order import HeldOutBatch, Order, OrderConfig, dropout_seed, held_out_batches
 
 
 def epoch_of(order: Order, epoch: int) -> np.ndarray:
@@ -61,6 +61,70 @@ def test_draws_are_shares_that_differ_by_step_seed_and_purpose():
     assert all((values >= 0).all() and (values < 1).all() for values in found)
     assert np.mean(found) == pytest.approx(0.5, abs=0.06)
     assert len({values.tobytes() for values in found}) == len(found)
+
+
+SIZES = np.array([30, 10, 40, 0, 16])
+
+
+def order_of(shuffle: str, seed: int = 0) -> Order:
+    return Order.of(SIZES, OrderConfig(shuffle=shuffle, num_lanes=8, window=5), 24, seed)
+
+
+@pytest.mark.parametrize("shuffle", ["full", "lanes"])
+def test_global_batches_are_the_same_whoever_asks_and_where_it_goes_on(shuffle):
+    """Ranks 1, 2 and 4, each run stopped after some steps and gone on with by another number."""
+    unbroken = [order_of(shuffle).batch(step).tolist() for step in range(11)]
+    assert len({str(batch) for batch in unbroken}) == 11
+    for stop in range(11):
+        for before in (1, 2, 4):
+            for after in (1, 2, 4):
+                seen = []
+                for steps, ranks in ((range(stop), before), (range(stop, 11), after)):
+                    each = [order_of(shuffle) for _ in range(ranks)]
+                    size = 24 // ranks
+                    seen += [
+                        [n for r, o in enumerate(each) for n in o.batch(step)[r * size :][:size]]
+                        for step in steps
+                    ]
+                assert seen == unbroken
+
+
+@pytest.mark.parametrize("shuffle", ["full", "lanes"])
+def test_each_picture_comes_once_an_epoch_and_knows_which(shuffle):
+    order = order_of(shuffle)
+    assert order.steps_per_epoch == 4
+    seen = [
+        (int(picture), int(epoch))
+        for step in range(12)
+        for picture, epoch in zip(order.batch(step), order.epochs(step), strict=True)
+    ]
+    assert len(set(seen)) == len(seen) == 288
+    assert {epoch for _, epoch in seen} == {0, 1, 2}
+    assert order.batch(0).tolist() != order_of(shuffle, seed=1).batch(0).tolist()
+
+
+def test_lanes_too_short_for_a_batch_are_named():
+    with pytest.raises(ConfigError, match="num_lanes: 90 lanes of 1 pictures each hold no batch"):
+        Order.of(SIZES, OrderConfig(shuffle="lanes", num_lanes=90), 96, 0)
+
+
+def test_auto_shuffles_whole_what_is_local():
+    asked = OrderConfig()
+    assert asked.resolved([]).lasting == {"shuffle": "full"}
+    lanes = {"shuffle": "lanes", "num_lanes": 64, "window": 2048}
+    assert asked.resolved(["s3://bucket/features"]).lasting == lanes
+    assert OrderConfig(shuffle="lanes").resolved([]).lasting == lanes
+
+
+def test_a_full_shuffle_of_what_is_not_local_says_why_not():
+    with pytest.raises(ConfigError, match="shuffle: full, but s3://b/f is not local"):
+        OrderConfig(shuffle="full").resolved(["s3://b/f"])
+
+
+@pytest.mark.parametrize("name", ["num_lanes", "window"])
+def test_lanes_and_windows_are_not_empty(name):
+    with pytest.raises(ConfigError, match=f"{name}: 0 is not positive"):
+        OrderConfig(**{name: 0})
 
 
 @pytest.mark.parametrize("num_pictures", [0, 1, 7])

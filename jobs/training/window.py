@@ -1,7 +1,5 @@
-"""What a training says of itself: means over some steps, metrics.jsonl, TensorBoard."""
+"""Means over the steps between two lines of metrics, kept on the device."""
 
-import json
-import logging
 import time
 
 import torch
@@ -9,11 +7,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model import ranks
-from pipeline.storage import Folder
-
-logger = logging.getLogger(__name__)
-
-METRICS = "metrics.jsonl"
 
 
 class Window:
@@ -65,43 +58,3 @@ class Window:
         line["data_wait_s"] = round(self._waited_s / self._steps, 5)
         self._clear()
         return line
-
-
-class Metrics:
-    """metrics.jsonl, a line of the log, and TensorBoard (local folders only)."""
-
-    def __init__(self, folder: Folder, step: int) -> None:
-        """Cut what is there back to the checkpoint's step."""
-        self._folder = folder
-        self._board = None
-        text = folder.read(METRICS).decode() if folder.size(METRICS) is not None else ""
-        lines = (line for line in text.splitlines() if line.endswith("}"))
-        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-        self.flush()
-        if folder.is_local:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(f"{folder.path}/tensorboard", purge_step=step + 1)
-
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        values = {name: float(f"{value:.8g}") for name, value in values.items()}
-        self._lines.append(json.dumps({"step": step, "split": split} | values))
-        if self._folder.is_local:
-            with open(f"{self._folder.path}/{METRICS}", "a", encoding="utf-8") as file:
-                file.write(self._lines[-1] + "\n")
-        told = " ".join(f"{name}={value:.4g}" for name, value in values.items())
-        logger.info("%s step=%d %s", split, step, told)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-
-    def flush(self) -> None:
-        """Have all lines in the file; an object store gets it whole."""
-        self._folder.publish(METRICS, "".join(f"{line}\n" for line in self._lines).encode())
-        if self._board:
-            self._board.flush()
-
-    def close(self) -> None:
-        self.flush()
-        if self._board:
-            self._board.close()

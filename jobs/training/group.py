@@ -1,0 +1,159 @@
+"""The processes that train together, on Ray Train, and how they start again when one dies."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from jobs.training.config import LoopConfig
+from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
+
+logger = logging.getLogger(__name__)
+
+Life = Callable[[dict[str, Any]], None]
+"""What each rank does, with what is shipped to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksConfig:
+    """The processes that train together."""
+
+    ranks: int | None = None
+    """Processes; by default one for each GPU of the cluster, or one on CPUs."""
+
+    threads: int | None = None
+    """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
+    change the last bits."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to train; `auto` takes GPUs where Ray has any."""
+
+    restarts: int = 3
+    """How often the ranks are started again after one of them died."""
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} is not positive")
+        if self.restarts < 0:
+            raise ConfigError(f"restarts: {self.restarts} is negative")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs."""
+
+    num_ranks: int
+    cuda: bool
+    threads: int | None
+    """Threads of a rank on a CPU; None on a GPU."""
+
+    def lasting(self, loop: LoopConfig) -> dict[str, Any]:
+        """What of loop and place changes the weights, if only in their last bits."""
+        return loop.lasting | {"ranks": self.num_ranks, "threads": self.threads}
+
+
+def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
+    """How many ranks, and where; within a Ray session.
+
+    Raises:
+        ConfigError: the cluster has not so many GPUs or cores, or they cannot share a micro-batch.
+    """
+    have = ray.cluster_resources()
+    gpus, cpus = (int(have.get(kind, 0)) for kind in ("GPU", "CPU"))
+    cuda = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    num_ranks = config.ranks or (max(1, gpus) if cuda else 1)
+    limit = gpus if cuda else cpus // (config.threads or 1)
+    if num_ranks > limit:
+        kind = "GPUs" if cuda else f"times {config.threads or 1} CPUs"
+        raise ConfigError(f"ranks: {num_ranks}, but Ray has {limit} {kind}")
+    if loop.micro_batch_size % num_ranks:
+        times = f" times accumulate={loop.accumulate}" if loop.accumulate > 1 else ""
+        raise ConfigError(
+            f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}{times}"
+        )
+    return Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
+
+
+def run_ranks(
+    live: Life,
+    shipped: dict[str, Any],
+    config: RanksConfig,
+    place: Place,
+) -> int:
+    """Run the ranks until they are done; how often they failed.
+
+    Ray Train would try again whatever the fault; a fault of the user's or of a file is told at
+    once.
+
+    Args:
+        live: what each rank does.
+        shipped: what it gets.
+        config, place: see there.
+
+    Raises:
+        ConfigError, DatasetError: a rank raised it.
+        ViaductError: the ranks kept failing.
+    """
+    failures = 0
+    while True:
+        try:
+            _run_once(live, shipped, place)
+            return failures
+        except (ConfigError, DatasetError):
+            raise
+        except ViaductError as error:
+            failures += 1
+            if failures > config.restarts:
+                raise
+            logger.warning("ranks start again: %s", error)
+
+
+def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
+    """One run of Ray Train; raises ViaductError, or what a rank raised of it."""
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Checkpoints are ours, so nothing of Ray Train's own files outlives the run.
+    with tempfile.TemporaryDirectory(prefix="viaduct-") as scratch:
+        trainer = TorchTrainer(
+            live,
+            train_loop_config=shipped,
+            torch_config=TorchConfig(backend="nccl" if place.cuda else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=place.num_ranks,
+                use_gpu=place.cuda,
+                resources_per_worker={"GPU": 1} if place.cuda else {"CPU": place.threads},
+            ),
+            run_config=RunConfig(
+                name="train",
+                storage_path=scratch,
+                # It would print the traceback of every fault, of those too that are one line.
+                logging_config=LoggingConfig(log_level="CRITICAL"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _cause(error) from None
+
+
+def _cause(error: Exception) -> ViaductError:
+    """What a rank raised, if the user can act on it."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        for link in _chain(failure):
+            if isinstance(link, ViaductError):
+                return link
+    first = next(iter(failures.values()), error)
+    return ViaductError(f"training failed: {first_line(first)}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__

@@ -1,0 +1,30 @@
+"""A training to run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from jobs.training.config import LoopConfig
+from jobs.training.learner import Learner
+from model.optimizer import OptimizerConfig
+from pipeline.lineage import Lineage
+from pipeline.storage import Folder
+
+TOKENIZER = ".tokenizer.json"
+"""Of the Q-Former; made once, before the first step, and part of each checkpoint."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training to run: pickled to each rank."""
+
+    folder: Folder
+    stage: int
+    lineage: Lineage
+    loop: LoopConfig
+    optimizer: OptimizerConfig
+    make_learner: Callable[[str, torch.device], Learner]
+    """From the tokenizer and the device, in each rank."""
+    tokenizer: Callable[[], str]
+    """The tokenizer as JSON; asked for once, in the driver."""

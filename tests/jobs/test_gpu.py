@@ -1,0 +1,58 @@
+"""From pictures to a search on a GPU: features, two steps over nccl, embeddings, an index."""
+
+import json
+import math
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from indexes.storage import PICTURE_VECTORS
+from jobs.cli import main
+from model.checkpoint import Checkpoint
+from pipeline.dataset import Dataset
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def test_a_gpu_takes_pictures_to_an_index(tmp_path, data, stage1_command, metrics):
+    cuda = ("--device", "cuda")
+    vit = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
+    features, stage1 = tmp_path / "features", tmp_path / "stage1"
+    run("features", data / "pairs", "--out", features, *vit, *cuda)
+    assert Dataset.open(str(features)).num_rows == Dataset.open(str(data / "features")).num_rows
+
+    two = ("--steps", 2, "--validate-every", 2, "--checkpoint-every", 2, "--itm-joins-at", 0)
+    ranks = ("--ranks", min(2, torch.cuda.device_count()))
+    run(*stage1_command(stage1, "--features", features, *two, *ranks, *cuda))
+    lines = metrics(stage1)
+    assert [(line["split"], line["step"]) for line in lines] == [
+        *(("train", 1), ("train", 2), ("validation", 2)),
+    ]
+    assert all(math.isfinite(value) for line in lines for value in list(line.values())[2:])
+    tensors = Checkpoint.open(str(stage1)).tensors()
+    assert all(
+        value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values()
+    )
+
+    embeddings, index = tmp_path / "embeddings", tmp_path / "index"
+    where = ("--features", features, "--captions", data / "pairs")
+    run("embed", "--checkpoint", stage1, *where, "--out", embeddings, *cuda)
+    run("index", embeddings, "--pairs", data / "pairs", "--out", index)
+
+    files = json.loads((index / "index.json").read_text())["files"]
+    stored = faiss.read_index(str(index / files[PICTURE_VECTORS]["file"]))
+    there = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, stored)
+    queries = faiss.downcast_index(stored.index).reconstruct_n(0, 40)[::8]
+    scores, numbers = there.search(queries, 4)
+    expected, _ = stored.search(queries, 4)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert (numbers[:, 0] >= 0).all()

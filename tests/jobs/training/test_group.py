@@ -1,0 +1,72 @@
+"""Ranks that fail are started again; two give the losses of one."""
+
+import json
+
+import pytest
+import torch
+
+from jobs.cli import main
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
+
+
+def test_ranks_that_fail_are_started_again_and_nothing_is_lost(
+    tmp_path, stage1_command, rank_here, disturb, unbroken, read_training
+):
+    """tests/jobs/test_kill_training.py kills one."""
+    failed = tmp_path / "failed"
+
+    def fail():
+        if not failed.exists():
+            failed.touch()
+            raise RuntimeError("connection closed by peer")
+
+    disturb(6, fail)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "out")) == 0
+    assert failed.exists()
+    assert read_training(tmp_path / "out") == read_training(unbroken)
+    (ran,) = json.loads((tmp_path / "out/run.json").read_text())["runs"]
+    assert ran["phases"][0]["failures"] == 1
+
+
+def test_ranks_that_keep_failing_are_given_up(tmp_path, stage1_command, rank_here, disturb, capsys):
+    tries = tmp_path / "tries"
+    tries.touch()
+
+    def fail():
+        tries.write_text(tries.read_text() + "x")
+        raise RuntimeError("connection closed by peer")
+
+    disturb(1, fail)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "out", "--restarts", 2)) == 1
+    assert tries.read_text() == "xxx"
+    expected = "viaduct train-stage1: training failed: connection closed by peer"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, metrics, accumulate):
+    options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8, "--accumulate", accumulate)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "one", *options)) == 0
+    assert run(*stage1_command(tmp_path / "two", *options, "--ranks", 2)) == 0
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - RATES - {"split"}:
+            assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-4), name
+    weights = [load_stage1(Checkpoint.open(str(tmp_path / n))).state_dict() for n in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3, msg=name)
