@@ -112,6 +112,7 @@ def build(
     phase: str,
     pictures: Sequence[Account] = (),
     captions: Sequence[Account] = (),
+    at_once: int = 1,
 ) -> Dataset:
     """Make the shards that are not committed yet, then publish the dataset.
 
@@ -123,6 +124,7 @@ def build(
         log: of this run.
         phase: what this part of the job is called in log and progress.
         pictures, captions: accounts that belong to no shard.
+        at_once: shards that a worker is called with at once (`jobs.shards`).
 
     Raises:
         Incomplete: shards were set aside, and the dataset is not to be published without them.
@@ -136,7 +138,7 @@ def build(
         logger.info("already whole phase=%s dataset=%s", phase, draft.folder)
         return published
     with log.phase(phase) as entry:
-        outcome = _make(todo, tasks, make_worker, pool, phase)
+        outcome = _make(todo, tasks, make_worker, pool, phase, at_once)
         entry |= {
             "shards_made": len(outcome.done),
             "shards_found": len(tasks) - len(todo),
@@ -164,13 +166,16 @@ def _make(
     make_worker: MakeWorker,
     pool: PoolConfig,
     phase: str,
+    at_once: int,
 ) -> Outcome:
     if not todo:
         return Outcome()
     total, left = (sum(task.rows for task in some) for some in (tasks, todo))
     progress = Progress(phase, total, total - left, "pictures")
     try:
-        return run_shards(make_worker, todo, pool, lambda task: progress.advance(task.rows))
+        return run_shards(
+            make_worker, todo, pool, lambda task: progress.advance(task.rows), at_once=at_once
+        )
     finally:
         progress.close()
 

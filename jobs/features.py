@@ -1,53 +1,32 @@
 """`viaduct features`: the frozen vision encoder's tokens of all pictures, once."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import pyarrow as pa
 import ray
-import torch
 import tyro
 from ray.exceptions import RayTaskError
 
 from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
+from jobs.feature_worker import (
+    SHARDS_AT_ONCE,
+    CacheConfig,
+    FeatureWork,
+    FeatureWorker,
+    publish_channels,
+    read_channels,
+)
 from jobs.shards import PoolConfig, Task
+from model.pretrained.augmentation import ViewsConfig
 from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
-from pipeline.accounting import Account
-from pipeline.dataset import Dataset, Shard
+from pipeline.dataset import DRAFT, Dataset
 from pipeline.draft import Draft
-from pipeline.errors import ConfigError, DatasetError
-from pipeline.features import batches, tokens_column
+from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
-from pipeline.schemas import ROWS_PER_BATCH, features_schema
-from pipeline.shard import ShardRecord, ShardWriter, new_shard
+from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """How image tokens are computed and stored."""
-
-    dtype: Literal["fp16", "bf16"] = "fp16"
-    """Type of the stored values; fp16 is finer, bf16 holds larger ones."""
-
-    batch_size: int = 32
-    """Pictures the encoder takes at once. With another size the last bits may differ, so it
-    belongs to the lineage."""
-
-    threads: int = 1
-    """Threads of the encoder in each worker on a CPU; belongs to the lineage like batch_size."""
-
-    decode_threads: int = 2
-    """Threads in each worker that decode and transform pictures ahead of the encoder."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "threads", "decode_threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,42 +37,62 @@ class Features:
     """Dataset of kind `pairs`."""
 
     out: str
-    """Folder or URI of the dataset `features` to make; a job that was stopped goes on there."""
+    """Folder or URI of the dataset `features` to make, or of its views; a job that was stopped
+    goes on there."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the encoder runs; `auto` takes GPUs where Ray has any. Belongs to the lineage."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(deadline_s=4 * 3600.0))
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def run(self) -> Dataset:
-        """Make the dataset, or go on with it."""
+        """Make the dataset or its views, or go on with them; returns the view of evaluation."""
         pairs = Dataset.open(self.pairs, "pairs")
-        folder = Folder.at(self.out)
+        out = Folder.at(self.out)
+        if self.views.views > 1 and (out.size(MANIFEST) or out.size(DRAFT)):
+            raise ConfigError(f"{out}: holds features of one view; choose another for several")
         with session(self.cluster):
             device = self._device()
             spec = _spec(self.encoder)
-            lineage = Lineage(
-                "features",
-                {
-                    "dtype": self.cache.dtype,
-                    "batch_size": self.cache.batch_size,
-                    "threads": self.cache.threads if device == "cpu" else None,
-                    "device": device,
-                },
-                (pairs.as_parent,),
-                {"encoder": spec.to_json()},
-            )
-            schema = features_schema(spec.num_tokens, spec.width, self.cache.dtype)
-            draft = Draft.begin(folder, "features", schema, lineage)
-            if published := draft.whole():
-                return published
-            tasks = [Task(r.number, r.entry.rows) for r in pairs.manifest.records]
-            make = partial(FeatureWorker, pairs, folder, self.encoder, self.cache, device, spec)
-            with running(self, draft) as log:
-                return build(draft, tasks, make, self._pool(device), log, phase="encode")
+            made = []
+            for view in range(self.views.views):
+                folder = out if self.views.views == 1 else out / f"view-{view}"
+                work = FeatureWork(
+                    pairs, folder, self.encoder, spec, self.cache, device, self.views, view
+                )
+                made.append(self._make(work))
+        return made[0]
+
+    def _make(self, work: FeatureWork) -> Dataset:
+        draft = Draft.begin(work.out, "features", work.schema, self._lineage(work))
+        if published := draft.whole():
+            return published
+        tasks = [Task(r.number, r.entry.rows) for r in work.pairs.manifest.records]
+        pool = self._pool(work.device)
+        phase = "encode" if self.views.views == 1 else f"encode view {work.view}"
+        with running(self, draft) as log:
+            if self.cache.dtype == "int8":
+                with log.phase("calibrate"):
+                    work = _calibrated(work, pool)
+            make = partial(FeatureWorker, work)
+            return build(draft, tasks, make, pool, log, phase=phase, at_once=SHARDS_AT_ONCE)
+
+    def _lineage(self, work: FeatureWork) -> Lineage:
+        config: dict[str, Any] = {
+            "dtype": self.cache.dtype,
+            "batch_size": self.cache.batch_size,
+            "threads": self.cache.threads if work.device == "cpu" else None,
+            "device": work.device,
+        }
+        if self.cache.dtype == "int8":
+            config["calibration_pictures"] = self.cache.calibration_pictures
+        config |= self.views.lineage(work.view)
+        encoder = {"encoder": work.spec.to_json()}
+        return Lineage("features", config, (work.pairs.as_parent,), encoder)
 
     def _device(self) -> str:
         if self.device != "auto":
@@ -108,61 +107,6 @@ class Features:
         return replace(self.pool, gpus_per_worker=self.pool.gpus_per_worker or 1.0)
 
 
-class FeatureWorker:
-    """Runs in the worker process: loads the encoder once, then encodes shard after shard."""
-
-    def __init__(
-        self,
-        pairs: Dataset,
-        out: Folder,
-        encoder: EncoderConfig,
-        cache: CacheConfig,
-        device: str,
-        spec: EncoderSpec,
-    ) -> None:
-        self._pairs, self._out, self._cache, self._device = pairs, out, cache, device
-        if device == "cpu":
-            torch.set_num_threads(cache.threads)
-        elif not torch.cuda.is_available():
-            raise ConfigError("device: 'cuda', but the worker sees no GPU; set --gpus-per-worker")
-        self._encoder = load_encoder(encoder)
-        if self._encoder.spec != spec:
-            raise DatasetError(f"encoder: {spec.name}: this worker has other weights")
-        self._transform = self._encoder.transform()
-        self._encoder.to(device)
-
-    def __call__(self, task: Task) -> ShardRecord:
-        pairs = self._pairs.shard(task.number, verify=True)
-        spec, dtype = self._encoder.spec, self._cache.dtype
-        with ThreadPoolExecutor(self._cache.decode_threads) as threads:
-            with new_shard(self._out, task.number) as shard:
-                schema = features_schema(spec.num_tokens, spec.width, dtype)
-                writer = shard.open(schema, ROWS_PER_BATCH["features"])
-                for rows, pictures in batches(
-                    pairs, self._cache.batch_size, self._transform, threads
-                ):
-                    self._write(writer, pairs, rows, pictures)
-                return shard.commit(pictures=Account.all_kept(pairs.table.num_rows))
-
-    def _write(self, writer: ShardWriter, pairs: Shard, rows: range, pictures: list[Any]) -> None:
-        present = [picture is not None for picture in pictures]
-        tokens = self._encode([p for p in pictures if p is not None])
-        uids = pairs.table.column("uid").slice(rows.start, len(rows))
-        column = tokens_column(tokens, present, uids.to_pylist(), self._cache.dtype)
-        writer.write(pa.table({"uid": uids, "tokens": column}, schema=writer.schema))
-
-    def _encode(self, pictures: list[torch.Tensor]) -> np.ndarray:
-        """float32[N, P, C]; on a GPU in mixed precision, as BLIP-2 runs its frozen encoder."""
-        spec = self._encoder.spec
-        if not pictures:
-            return np.zeros((0, spec.num_tokens, spec.width), np.float32)
-        # What is to be stored as bf16 may be too large for fp16 on its way too.
-        half = torch.bfloat16 if self._cache.dtype == "bf16" else torch.float16
-        batch = torch.stack(pictures).to(self._device)
-        with torch.autocast("cuda", half, enabled=self._device == "cuda"):
-            return self._encoder(batch).float().cpu().numpy()
-
-
 def _spec(config: EncoderConfig) -> EncoderSpec:
     """What the encoder is, found out by a worker: the head of a cluster may be small.
 
@@ -173,7 +117,27 @@ def _spec(config: EncoderConfig) -> EncoderSpec:
     def describe() -> EncoderSpec:
         return load_encoder(config).spec
 
+    return _remotely(describe)
+
+
+def _calibrated(work: FeatureWork, pool: PoolConfig) -> FeatureWork:
+    """The work with the channels of int8: those of an earlier run, or found out by a worker."""
+    channels = read_channels(work.out)
+    if channels is None:
+
+        def calibrate() -> Any:
+            return FeatureWorker(work).channels()
+
+        channels = _remotely(
+            calibrate, num_cpus=pool.cpus_per_worker, num_gpus=pool.gpus_per_worker
+        )
+        publish_channels(work.out, channels)
+    return replace(work, channels=channels)
+
+
+def _remotely(function: Any, **resources: float) -> Any:
+    """What a function returns, or raises, in a process of Ray's."""
     try:
-        return ray.get(ray.remote(describe).remote())
+        return ray.get(ray.remote(function).options(**resources).remote())
     except RayTaskError as error:
         raise error.cause from None

@@ -1,7 +1,8 @@
 """The runner of every shard-to-shard job: a pool of Ray actors with `ray.wait`.
 
-A worker holds one shard at a time. A worker that dies, hangs past its deadline or raises costs the
-shard an attempt; after the last one the shard is set aside with the reason, and the others go on.
+A worker holds one shard at a time, or two, if one's beginning is to overlap the other's end. A
+worker that dies, hangs past its deadline or raises costs the shard an attempt; after the last one
+it is set aside with the reason, and the others go on.
 Ray Data was the other candidate; docs/architecture.md says why it was not taken.
 """
 
@@ -114,16 +115,33 @@ class Worker:
 
 
 @dataclass
+class _Call:
+    """What is awaited of an actor."""
+
+    task: Task | None = None
+    """The shard it makes; None while it starts, which waits for the cluster without deadline."""
+    deadline: float = float("inf")
+    """None yet for a shard that waits for the one before it."""
+
+
+@dataclass
 class _Slot:
     """An actor with what it is doing now."""
 
     actor: Any
-    ref: Any = None
-    """What is awaited of it; None while it is idle, or not started yet."""
-    task: Task | None = None
-    """The shard it makes; None while it starts, which waits for the cluster without deadline."""
-    deadline: float = float("inf")
+    calls: dict[Any, _Call]
+    """By Ray's reference, in the order in which they were made."""
     idle_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [call.task for call in self.calls.values() if call.task is not None]
+
+    def allow(self, seconds: float) -> None:
+        """The first of its shards has so long from now, unless its time runs already."""
+        call = next(iter(self.calls.values()), None)
+        if call is not None and call.task is not None and call.deadline == float("inf"):
+            call.deadline = time.monotonic() + seconds
 
 
 def run_shards(
@@ -131,6 +149,8 @@ def run_shards(
     tasks: Iterable[Task],
     config: PoolConfig,
     on_done: Callable[[Task], None] = lambda task: None,
+    *,
+    at_once: int = 1,
 ) -> Outcome:
     """Make shards in parallel until each is made or set aside.
 
@@ -139,12 +159,14 @@ def run_shards(
         tasks: the shards.
         config: see there.
         on_done: called with each task that is made.
+        at_once: shards that a worker is called with at once, each in a thread of its own; the
+            worker sees to it that the later one only takes over where the first one ends.
 
     Raises:
         ConfigError: a worker raised it: the user must act, and no other attempt would help.
         ViaductError: workers do not even start.
     """
-    return _Pool(make_worker, list(tasks), config, on_done).run()
+    return _Pool(make_worker, list(tasks), config, on_done, at_once).run()
 
 
 class _Pool:
@@ -154,12 +176,17 @@ class _Pool:
         tasks: list[Task],
         config: PoolConfig,
         on_done: Callable[[Task], None],
+        at_once: int,
     ) -> None:
         self._config = config
         self._on_done = on_done
+        self._at_once = at_once
         self._make_worker = ray.put(make_worker)
         self._actor_class = ray.remote(Worker).options(
-            num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_restarts=0
+            num_cpus=config.cpus_per_worker,
+            num_gpus=config.gpus_per_worker,
+            max_restarts=0,
+            max_concurrency=at_once,
         )
         # (not before, order, task): a failed shard waits a little and goes behind the others.
         self._queue = [(0.0, number, task) for number, task in enumerate(tasks)]
@@ -174,7 +201,7 @@ class _Pool:
     def run(self) -> Outcome:
         size = num_workers(self._config) if self._queue else 0
         with self._cleared_away():
-            while self._queue or any(slot.task for slot in self._slots):
+            while self._queue or any(slot.tasks for slot in self._slots):
                 self._step(size)
         return self._outcome
 
@@ -182,95 +209,126 @@ class _Pool:
         """Hand out work, then wait for one event: a result, a death, a deadline, a shard due."""
         now = time.monotonic()
         while now >= self._start_not_before and len(self._slots) < min(size, self._wanted()):
-            self._start_worker()
-        for slot in self._slots:
-            if slot.ref is None and self._queue and self._queue[0][0] <= now:
+            actor = self._actor_class.remote()
+            self._slots.append(_Slot(actor, {actor.start.remote(self._make_worker): _Call()}))
+        for slot in sorted(self._slots, key=lambda slot: len(slot.calls)):
+            if self._queue and self._queue[0][0] <= now and self._has_room(slot, size):
                 self._give(slot, now)
-        by_ref = {slot.ref: slot for slot in self._slots if slot.ref is not None}
-        for ref in _ready(list(by_ref), self._wait_s(now)):
-            self._settle(by_ref[ref])
-        for slot in [s for s in self._slots if s.deadline < time.monotonic()]:
-            # Its result may have come while another was being settled.
-            if _ready([slot.ref], 0):
-                self._settle(slot)
-            else:
-                self._replace(slot, f"took longer than {self._config.deadline_s:g} s")
+        by_ref = {ref: slot for slot in self._slots for ref in slot.calls}
+        for ref in _ready(list(by_ref), self._wait_s(now, size)):
+            self._settle(by_ref[ref], ref)
+        for slot in list(self._slots):
+            self._check_deadlines(slot)
 
     def _wanted(self) -> int:
         """Workers there is work for."""
-        return len(self._queue) + sum(slot.task is not None for slot in self._slots)
+        return len(self._queue) + sum(bool(slot.tasks) for slot in self._slots)
 
-    def _wait_s(self, now: float) -> float:
+    def _has_room(self, slot: _Slot, size: int) -> bool:
+        """Whether a worker may take a shard; the last ones wait for whoever has none."""
+        if len(slot.tasks) < len(slot.calls):  # it starts, or is asked whether it lives
+            return False
+        return not slot.calls or (len(slot.calls) < self._at_once and len(self._queue) > size)
+
+    def _wait_s(self, now: float, size: int) -> float:
         """Seconds until something is to be done even if nothing is reported."""
-        moments = [now + _POLL_S, *(slot.deadline for slot in self._slots)]
-        if self._queue and any(slot.ref is None for slot in self._slots):
+        deadlines = (call.deadline for slot in self._slots for call in slot.calls.values())
+        moments = [now + _POLL_S, *deadlines]
+        if self._queue and any(self._has_room(slot, size) for slot in self._slots):
             moments.append(self._queue[0][0])
         return max(0.0, min(moments) - now)
 
-    def _start_worker(self) -> None:
-        actor = self._actor_class.remote()
-        self._slots.append(_Slot(actor, actor.start.remote(self._make_worker)))
-
     def _give(self, slot: _Slot, now: float) -> None:
-        """Hand the next shard to an idle worker; one that was idle for long is asked first."""
-        if now - slot.idle_since > _IDLE_S:
-            slot.ref = slot.actor.ping.remote()
+        """Hand a worker the next shard; one that was idle for long is asked first."""
+        if not slot.calls and now - slot.idle_since > _IDLE_S:
+            slot.calls[slot.actor.ping.remote()] = _Call()
             return
-        _, _, slot.task = heapq.heappop(self._queue)
-        slot.deadline = now + self._config.deadline_s
-        slot.ref = slot.actor.run.remote(slot.task)
+        _, _, task = heapq.heappop(self._queue)
+        slot.calls[slot.actor.run.remote(task)] = _Call(task)
+        slot.allow(self._config.deadline_s)
 
-    def _settle(self, slot: _Slot) -> None:
+    def _settle(self, slot: _Slot, ref: Any) -> None:
         """Take what a worker returned or died of."""
+        if ref not in slot.calls:  # of a worker that was just given up
+            return
+        task = slot.calls[ref].task
         try:
-            result = ray.get(slot.ref)
+            result = ray.get(ref)
         except RayTaskError as error:
-            self._raised(slot, error.cause)
+            self._raised(slot, ref, error.cause)
             return
         except OutOfMemoryError:
-            self._replace(slot, "out of memory", cost=_MEMORY_KILL_COST)
+            self._died(slot, "out of memory", cost=_MEMORY_KILL_COST)
             return
         except RayError as error:
-            self._replace(slot, f"its worker died ({_exit_detail(error)})")
+            self._died(slot, f"its worker died ({_exit_detail(error)})")
             return
-        if slot.task is None:
+        self._over(slot, ref)
+        if task is None:
             self._has_started, self._failed_starts = True, 0
         else:
             record, peak = result
-            self._outcome.done[slot.task.number] = record
+            self._outcome.done[task.number] = record
             self._outcome.peak_rss_bytes = max(self._outcome.peak_rss_bytes, peak)
-            self._on_done(slot.task)
-        self._idle(slot)
+            self._on_done(task)
 
-    def _raised(self, slot: _Slot, cause: BaseException) -> None:
+    def _raised(self, slot: _Slot, ref: Any, cause: BaseException) -> None:
         """A worker raised; its process is sound."""
         reason = f"{type(cause).__name__}: {first_line(cause)}"
         if isinstance(cause, ConfigError):
             raise cause
-        if slot.task is None:
-            self._replace(slot, reason)
+        task = slot.calls[ref].task
+        if task is None:
+            self._died(slot, reason)
             if not self._has_started and self._failed_starts >= self._config.attempts:
                 raise ViaductError(f"workers do not start: {reason}")
             return
         if isinstance(cause, DatasetError):
             self._outcome.damaged = True
-            self._set_aside(slot.task, str(cause))
+            self._set_aside(task, str(cause))
         else:
-            self._failed(slot.task, reason)
-        self._idle(slot)
+            self._failed(task, reason)
+        self._over(slot, ref)
 
-    def _replace(self, slot: _Slot, reason: str, cost: float = 1.0) -> None:
-        """Give up a worker; its shard, if it had one, pays for the attempt."""
-        ray.kill(slot.actor)
-        self._slots.remove(slot)
-        if slot.task is not None:
-            self._failed(slot.task, reason, cost)
+    def _over(self, slot: _Slot, ref: Any) -> None:
+        """A call has ended; the time of the next one begins."""
+        del slot.calls[ref]
+        slot.idle_since = time.monotonic()
+        slot.allow(self._config.deadline_s)
+
+    def _check_deadlines(self, slot: _Slot) -> None:
+        ref, call = next(iter(slot.calls.items()), (None, _Call()))
+        if call.deadline >= time.monotonic():
+            return
+        if _ready([ref], 0):  # its result came while another was being settled
+            self._settle(slot, ref)
+            return
+        for task in self._give_up(slot):
+            if task is call.task:
+                self._failed(task, f"took longer than {self._config.deadline_s:g} s")
+            else:  # it waited for the other, and is not to blame
+                self._again(task, delay_s=0)
+
+    def _died(self, slot: _Slot, reason: str, cost: float = 1.0) -> None:
+        """A worker is gone; its shards share the attempt: whose fault it is nobody knows."""
+        tasks = self._give_up(slot)
+        for task in tasks:
+            self._failed(task, reason, cost / len(tasks))
+        if tasks:
             return
         self._failed_starts += 1
         logger.warning("worker did not start: %s", reason)
         if self._failed_starts >= _DEATHS_AT_START:
             raise ViaductError(f"workers do not start: {reason}")
         self._start_not_before = time.monotonic() + _backoff_s(self._failed_starts)
+
+    def _give_up(self, slot: _Slot) -> list[Task]:
+        """Kill a worker; returns the shards that it had."""
+        ray.kill(slot.actor)
+        self._slots.remove(slot)
+        tasks = slot.tasks
+        slot.calls.clear()
+        return tasks
 
     def _failed(self, task: Task, reason: str, cost: float = 1.0) -> None:
         self._outcome.attempts[task.number] += 1
@@ -279,19 +337,16 @@ class _Pool:
         logger.warning("attempt failed shard=%05d attempt=%d: %s", task.number, failures, reason)
         if self._cost[task.number] >= self._config.attempts:
             self._set_aside(task, f"{reason}, {failures} attempts")
-            return
+        else:
+            self._again(task, _backoff_s(failures))
+
+    def _again(self, task: Task, delay_s: float) -> None:
         self._order += 1
-        due = time.monotonic() + _backoff_s(failures)
-        heapq.heappush(self._queue, (due, self._order, task))
+        heapq.heappush(self._queue, (time.monotonic() + delay_s, self._order, task))
 
     def _set_aside(self, task: Task, reason: str) -> None:
         logger.error("set aside shard=%05d: %s", task.number, reason)
         self._outcome.set_aside[task.number] = reason
-
-    @staticmethod
-    def _idle(slot: _Slot) -> None:
-        slot.task, slot.ref, slot.deadline = None, None, float("inf")
-        slot.idle_since = time.monotonic()
 
     @contextlib.contextmanager
     def _cleared_away(self) -> Iterator[None]:

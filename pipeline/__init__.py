@@ -22,7 +22,8 @@ data flows:
     near_duplicates    pairs and clusters of pictures that are alike, from columns of hashes
     filters, picture_filters, caption_filters, languages   what pictures and captions have to be
     hashes, plan, recurring, curate     the phases of curate
-    features    image tokens as fixed-shape tensors, written
+    features    pictures to the encoder, image tokens as fixed-shape tensors, written
+    token_codes how they are stored: fp16, bf16, int8 with scales
     shuffle     a shuffle of any size, computed place by place
     order, lanes    which pictures a step trains on, and all that is drawn by chance
     views       cached views of the same pictures, and which a picture shows in an epoch

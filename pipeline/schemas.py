@@ -1,5 +1,7 @@
 """The kinds of dataset and their Arrow schemas; docs/data-format.md tells them to the world."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 UID = pa.binary(16)
@@ -100,20 +102,26 @@ ROWS_PER_BATCH = {
 }
 """Rows of each record batch but a shard's last, by kind: small where a row is large."""
 
-TOKEN_DTYPES = {"fp16": pa.float16(), "bf16": pa.uint16()}
-"""How image tokens are stored; bf16 as its bits."""
+TOKEN_DTYPES = {"fp16": pa.float16(), "bf16": pa.uint16(), "int8": pa.int8()}
+"""How image tokens are stored; bf16 as its bits, int8 as steps (`pipeline.token_codes`)."""
 
 
-def features_schema(num_tokens: int, width: int, dtype: str) -> pa.Schema:
+def features_schema(
+    num_tokens: int, width: int, dtype: str, metadata: Mapping[bytes, bytes] | None = None
+) -> pa.Schema:
     """Schema of `features`: a picture's tokens as one fixed-shape tensor [P, C].
 
     Args:
         num_tokens: P, image tokens a picture.
         width: C, values a token.
-        dtype: a key of TOKEN_DTYPES.
+        dtype: a key of TOKEN_DTYPES; beside int8 there are scales, one a token.
+        metadata: of int8's channels.
     """
     tokens = pa.fixed_shape_tensor(TOKEN_DTYPES[dtype], [num_tokens, width])
-    return pa.schema([("uid", UID), ("tokens", tokens)])
+    columns = [("uid", UID), ("tokens", tokens)]
+    if dtype == "int8":
+        columns.append(("token_scales", pa.fixed_shape_tensor(pa.float32(), [num_tokens])))
+    return pa.schema(columns, metadata)
 
 
 def image_embeddings_schema(num_queries: int, embed_dim: int) -> pa.Schema:

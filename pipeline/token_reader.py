@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.dataset import Dataset, Shard
+from pipeline.token_codes import Channels, decode
 
 OPEN_SHARDS = 1024
 """Shards that are open at once: Linux gives a process 65,530 maps, and datasets may have more."""
@@ -32,16 +34,18 @@ class ShardTokens:
         column = shard.table.column("tokens")
         self.shape: tuple[int, ...] = tuple(column.type.shape)
         """[P, C]"""
-        self.dtype: np.dtype[Any] = np.dtype(column.type.value_type.to_pandas_dtype())
-        """float16, or uint16, the bits of bfloat16."""
+        self._stored = _values(column)
+        stored_as = np.dtype(column.type.value_type.to_pandas_dtype())
+        self._is_coded = stored_as == np.int8
+        if self._is_coded:
+            self._scales = _values(shard.table.column("token_scales"))
+            name = shard.record.entry.file
+            self._channels = Channels.from_metadata(shard.table.schema.metadata, name)
+        self.dtype: np.dtype[Any] = np.dtype(np.float16) if self._is_coded else stored_as
+        """As it is read: float16, also for int8, or uint16, the bits of bfloat16."""
         self._rows_per_batch = rows_per_batch
-        # Of a chunk with nulls Arrow would make no array, but its values are there.
-        self._stored = [
-            chunk.storage.values.to_numpy().reshape(len(chunk), *self.shape)
-            for chunk in column.chunks
-        ]
         self._addresses = [stored.ctypes.data for stored in self._stored]
-        self._row_bytes = math.prod(self.shape) * self.dtype.itemsize
+        self._row_bytes = math.prod(self.shape) * stored_as.itemsize
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """[B, P, C] of `dtype`, in memory of its own."""
@@ -52,7 +56,10 @@ class ShardTokens:
     def copy(self, row: int, out: np.ndarray) -> None:
         """Write the tokens of a row into `out`, [P, C] of `dtype`."""
         batch, at = divmod(row, self._rows_per_batch)
-        out[...] = self._stored[batch][at]
+        if self._is_coded:
+            decode(self._stored[batch][at], self._scales[batch][at], self._channels, out)
+        else:
+            out[...] = self._stored[batch][at]
 
     def ask_for(self, row: int) -> None:
         """Have the kernel read a row from the disk meanwhile."""
@@ -60,6 +67,12 @@ class ShardTokens:
         begin = self._addresses[batch] + at * self._row_bytes
         ahead = begin % mmap.PAGESIZE
         _madvise(begin - ahead, self._row_bytes + ahead, _WILL_NEED)  # it may refuse: only advice
+
+
+def _values(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """Of each chunk of tensors its values; of one with nulls Arrow would make no array."""
+    shape = tuple(column.type.shape)
+    return [chunk.storage.values.to_numpy().reshape(len(chunk), *shape) for chunk in column.chunks]
 
 
 Wanted = tuple[ShardTokens, int]

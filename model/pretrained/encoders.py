@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from model.pretrained import offline
 from model.pretrained.batch_norms import fold_batch_norms
 from model.pretrained.digests import weights_digest
-from model.pretrained.image_tokens import image_tokens, is_vit
+from model.pretrained.image_tokens import image_tokens, is_vit, takes_channels_last
 from model.pretrained.image_transforms import SQUASH
 from model.pretrained.vision_tower import load_tower
 from pipeline.errors import ConfigError, first_line
@@ -80,6 +81,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         self.spec = spec
+        self._takes_channels_last = takes_channels_last(backbone)
         self.eval()
 
     @torch.inference_mode()
@@ -90,6 +92,29 @@ class VisionEncoder(nn.Module):
     def transform(self) -> Callable[[Any], Float[Tensor, "3 H W"]]:
         """From an RGB picture (PIL) to the encoder's input, as in its evaluation."""
         return timm.data.create_transform(**self.spec.transform, is_training=False)
+
+    def crop(self) -> Callable[[Any], np.ndarray]:
+        """The first part of `transform`: an RGB picture (PIL) to uint8[H, W, 3]."""
+        whole: Any = self.transform()
+        steps = whole.transforms[:-2]  # then to a tensor, then normalised
+
+        def crop(picture: Any) -> np.ndarray:
+            for step in steps:
+                picture = step(picture)
+            return np.asarray(picture)
+
+        return crop
+
+    def normalise(self, pictures: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+        """The second part, bit for bit the same, of many pictures at once and on their device."""
+        mean, std = (
+            torch.tensor(self.spec.transform[name], device=pictures.device).view(3, 1, 1)
+            for name in ("mean", "std")
+        )
+        upright = pictures.permute(0, 3, 1, 2)
+        if not self._takes_channels_last:
+            upright = upright.contiguous()
+        return upright.float().div_(255).sub_(mean).div_(std)
 
 
 def load_encoder(config: EncoderConfig) -> VisionEncoder:

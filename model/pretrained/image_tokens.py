@@ -26,7 +26,7 @@ def image_tokens(
     """
     if isinstance(backbone, VisionTower):
         return backbone(pictures)
-    if not is_vit(backbone):
+    if takes_channels_last(backbone):
         maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
         if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
             maps = maps.movedim(-1, 1)
@@ -47,3 +47,8 @@ def image_tokens(
 def is_vit(backbone: nn.Module) -> bool:
     """Whether timm's model is a ViT, with blocks of which one can be chosen."""
     return hasattr(backbone, "blocks") and hasattr(backbone, "pos_embed")
+
+
+def takes_channels_last(backbone: nn.Module) -> bool:
+    """Whether its pictures are to lie in memory pixel by pixel, which is faster for a CNN."""
+    return not isinstance(backbone, VisionTower) and not is_vit(backbone)

@@ -22,7 +22,7 @@ from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
 from pipeline.embeddings import first_rows, read_embeddings, split_rows
-from pipeline.features import tokens_column
+from pipeline.features import token_columns
 from pipeline.loader import Pairs
 from pipeline.shard import commit_table
 from pipeline.storage import Folder
@@ -137,7 +137,7 @@ def features_without(features: Dataset, row: int, home: Path) -> Dataset:
     uids = table.column("uid").to_pylist()
     present = [number != row for number in range(len(uids))]
     tokens = table.column("tokens").combine_chunks().to_numpy_ndarray()[present]
-    columns = {"uid": uids, "tokens": tokens_column(tokens.astype("f4"), present, uids, "fp16")}
+    columns = {"uid": uids, **token_columns(tokens.astype("f4"), present, uids, "fp16")}
     lineage = features.manifest.lineage
     draft = Draft.begin(Folder.at(home), "features", table.schema, lineage)
     made = pa.table(columns, schema=table.schema)

@@ -1,6 +1,7 @@
 """Ingest, curate and features one after the other, as a user runs them."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,10 @@ from PIL import Image
 from jobs.cli import main
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset, check_side_by_side
+from pipeline.token_reader import TokenReader, has_tokens
 from pipeline.tombstones import add_tombstones
 from pipeline.verify import verify
+from pipeline.views import open_views
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -207,6 +210,64 @@ def test_bf16_features_are_the_fp16_ones_rounded_otherwise(tmp_path, pairs):
         arrays[dtype] = table.column("tokens").combine_chunks().to_numpy_ndarray()
     as_fp32 = (arrays["bf16"].astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_allclose(as_fp32, arrays["fp16"].astype(np.float32), rtol=2**-7, atol=1e-3)
+
+
+def test_int8_features_are_those_of_fp16_to_a_part_of_each_channels_spread(tmp_path, pairs):
+    add_tombstones(pairs.folder, [pairs.shard(1).table.column("uid")[3].as_py()])
+    tokens = {}
+    for dtype in ("fp16", "int8"):
+        run("features", tmp_path / "pairs", "--out", tmp_path / dtype, *CNN, "--dtype", dtype)
+        features = Dataset.open(str(tmp_path / dtype))
+        check_side_by_side(pairs, features)
+        assert list(verify(features)) == []
+        here = np.flatnonzero(has_tokens(features.shard(1))).tolist()
+        assert 3 not in here
+        tokens[dtype] = TokenReader(features).read([(1, row) for row in here]).astype(np.float32)
+    spread = tokens["fp16"].std(axis=(0, 1))
+    error = np.sqrt(np.square(tokens["int8"] - tokens["fp16"]).mean(axis=(0, 1)))
+    assert 1e-3 < np.median(error / np.maximum(spread, 1e-3)) < 2e-2
+    config = features.manifest.lineage.config
+    assert (config["dtype"], config["calibration_pictures"]) == ("int8", 256)
+
+    # The channels are found out once: another run goes on with them.
+    command = ["features", tmp_path / "pairs", "--out", tmp_path / "int8", *CNN, "--dtype", "int8"]
+    (tmp_path / "int8" / "00001.json").unlink()
+    told = tmp_path / "int8" / ".channels.json"
+    before = told.stat().st_mtime_ns
+    run(*command)
+    assert told.stat().st_mtime_ns == before
+    assert Dataset.open(str(tmp_path / "int8")).digest == features.digest
+    command[command.index("int8", 5)] = "fp16"
+    assert main([str(word) for word in command]) == 2
+
+
+def test_views_are_datasets_of_their_own_and_of_the_same_pictures(tmp_path, pairs, capsys):
+    command = ["features", tmp_path / "pairs", *CNN, "--out", tmp_path / "F"]
+    run(*command, "--views", 3)
+    views = open_views(str(tmp_path / "F"))
+    assert [v.manifest.lineage.config.get("min_area") for v in views] == [None, 0.5, 0.5]
+    check_side_by_side(pairs, *views)
+    digests = [view.digest for view in views]
+    tables = [view.shard(0).table.column("tokens").combine_chunks() for view in views]
+    assert not any(a.equals(b) for a, b in itertools.combinations(tables, 2))
+
+    run("features", tmp_path / "pairs", *CNN, "--out", tmp_path / "one")
+    one = Dataset.open(str(tmp_path / "one"))
+    assert "view" not in one.manifest.lineage.config
+    assert one.shard(0).table.equals(views[0].shard(0).table)
+
+    # A lost shard of one view comes back as it was, whoever makes it, and views can be added.
+    (tmp_path / "F" / "view-2" / "00001.json").unlink()
+    run(*command, "--views", 4, "--workers", 1)
+    views = open_views(str(tmp_path / "F"))
+    assert [view.digest for view in views[:3]] == digests
+    assert len(views) == 4
+
+    for options, out in (((), "F"), (("--views", 2), "one")):
+        capsys.readouterr()
+        words = ["features", tmp_path / "pairs", *CNN, "--out", tmp_path / out, *options]
+        assert main([str(word) for word in words]) == 2
+        assert "choose another" in capsys.readouterr().err
 
 
 def test_features_of_a_picture_taken_down_are_null_and_its_row_stays(tmp_path, pairs):

@@ -150,3 +150,68 @@ def test_a_worker_too_large_for_the_cluster_is_an_error_and_no_wait():
 def test_impossible_pools_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         PoolConfig(**{field: value})
+
+
+TWO = PoolConfig(workers=1, cpus_per_worker=0.5, attempts=2, deadline_s=4)
+
+
+def test_a_worker_prepares_a_shard_while_it_ends_another(tmp_path):
+    """Each shard but the last of a single worker waits until the next one has begun."""
+
+    def act(number):
+        (tmp_path / str(number)).touch()
+        for _ in range(200 if number < 3 else 0):
+            if (tmp_path / str(number + 1)).exists():
+                return
+            time.sleep(0.05)
+        assert number >= 3, "no other shard has begun"
+
+    pool = PoolConfig(workers=1, cpus_per_worker=0.5, attempts=1)
+    outcome = run_shards(worker(act), tasks(5), pool, at_once=2)
+    assert sorted(outcome.done) == list(range(5))
+
+
+def test_the_last_shards_wait_for_workers_that_have_none(tmp_path):
+    """Two workers and three shards: the third goes to the one that is done first."""
+
+    def act(number):
+        (tmp_path / f"{number}-{os.getpid()}").touch()
+        time.sleep(4 if number == 0 else 0.5)
+
+    pool = PoolConfig(workers=2, cpus_per_worker=0.5)
+    run_shards(worker(act), tasks(3), pool, at_once=2)
+    by_shard = dict(path.name.split("-") for path in tmp_path.iterdir())
+    assert by_shard["2"] == by_shard["1"] != by_shard["0"]
+
+
+def test_a_shard_that_waits_for_one_that_hangs_pays_nothing(tmp_path):
+    """Nor does its own time run meanwhile."""
+
+    def act(number):
+        (tmp_path / str(number)).touch()
+        if number == 0:
+            time.sleep(600)
+        elif number == 1 and not (tmp_path / "again").exists():
+            (tmp_path / "again").touch()
+            time.sleep(600)  # behind the hung one
+
+    outcome = run_shards(worker(act), tasks(4), TWO, at_once=2)
+    assert sorted(outcome.done) == [1, 2, 3]
+    assert outcome.set_aside == {0: "took longer than 4 s, 2 attempts"}
+    assert outcome.attempts == {0: 2}
+
+
+def test_shards_share_the_death_of_their_worker(tmp_path):
+    """The innocent one is made in the end, the guilty one is set aside."""
+
+    def act(number):
+        if number == 0:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1 if number == 1 and not (tmp_path / "again").exists() else 0)
+        (tmp_path / "again").touch()
+
+    outcome = run_shards(worker(act), tasks(3), TWO, at_once=2)
+    assert sorted(outcome.done) == [1, 2]
+    assert list(outcome.set_aside) == [0]
+    assert outcome.attempts[0] > outcome.attempts[1]

@@ -17,7 +17,7 @@ from pipeline.accounting import Account
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows
-from pipeline.features import tokens_column
+from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.loader import Pairs
 from pipeline.schemas import LEDGER, PAIRS, PLAN, RAW, features_schema
@@ -103,7 +103,7 @@ def run(tmp_path):
         uids, here = [row["uid"] for row in part], [True] * len(part)
         values = np.stack([np.frombuffer(uid * 4, np.uint8)[: P * C] for uid in uids]) + 1.0
         values = values.reshape(-1, P, C).astype(np.float32)
-        columns = {"uid": uids, "tokens": tokens_column(values, here, uids, "fp16")}
+        columns = {"uid": uids, **token_columns(values, here, uids, "fp16")}
         tokens.append(pa.table(columns, schema=features_schema(P, C, "fp16")))
         unit = values / np.linalg.norm(values, axis=2, keepdims=True)
         vectors.append(image_rows(uids, unit, here))

@@ -33,7 +33,7 @@ from pipeline.accounting import Account
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.features import tokens_column
+from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.schemas import features_schema
 from pipeline.shard import commit_table
@@ -77,11 +77,11 @@ def test_another_stage_is_refused(tmp_path, stage1, written, save_checkpoint):
 
 def features_of(home: Path, spec: EncoderSpec) -> Dataset:
     uids = [row.to_bytes(16, "big") for row in range(2)]
-    tokens = tokens_column(np.ones((2, 3, 4), np.float32), [True] * 2, uids, "fp16")
+    columns = token_columns(np.ones((2, 3, 4), np.float32), [True] * 2, uids, "fp16")
     schema = features_schema(3, 4, "fp16")
     made = Lineage("features", {}, (), {"encoder": spec.to_json()})
     draft = Draft.begin(Folder.at(home), "features", schema, made)
-    table = pa.table({"uid": uids, "tokens": tokens}, schema=schema)
+    table = pa.table({"uid": uids, **columns}, schema=schema)
     everything = Account.all_kept(2)
     commit_table(draft.folder, 0, table, draft.rows_per_batch, pictures=everything)
     return draft.publish(draft.committed().values())

@@ -16,11 +16,12 @@ from PIL import Image
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset, Shard
 from pipeline.draft import Draft
-from pipeline.features import tokens_column
+from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.schemas import PAIRS, RAW, features_schema
 from pipeline.shard import FileEntry, ShardRecord, commit_table
 from pipeline.storage import Folder
+from pipeline.token_codes import Channels
 
 
 @pytest.fixture(scope="session")
@@ -187,12 +188,14 @@ def make_features(
 ) -> Dataset:
     """`features` beside them; a record batch holds 16 rows."""
     tables = []
+    channels = Channels.of([values(range(64))], C) if dtype == "int8" else None
+    schema = features_schema(P, C, dtype, channels.as_metadata if channels else None)
     for rows in rows_of(shards, first):
         present = [row not in null for row in rows]
         uids = [uid(row) for row in rows]
         here = values([row for row in rows if row not in null], view or 0)
-        columns = {"uid": uids, "tokens": tokens_column(here, present, uids, dtype)}
-        tables.append(pa.table(columns, schema=features_schema(P, C, dtype)))
+        columns = {"uid": uids, **token_columns(here, present, uids, dtype, channels)}
+        tables.append(pa.table(columns, schema=schema))
     config = {} if view is None else {"view": view}
     frozen = {"encoder": {"name": encoder, "width": C}}
     return publish(Folder.at(home), "features", tables, Lineage("test", config, (), frozen))

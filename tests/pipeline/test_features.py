@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.dataset import decode_row
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.features import batches, tokens_column
+from pipeline.features import batches, token_columns
 from pipeline.schemas import features_schema
 
 BF16_MAX = 3.3895313892515355e38
@@ -23,7 +23,7 @@ def uids(count: int) -> list[bytes]:
 
 def column(tokens: np.ndarray, dtype: str, present: list[bool] | None = None) -> pa.Array:
     present = [True] * len(tokens) if present is None else present
-    return tokens_column(tokens, present, uids(len(present)), dtype)
+    return token_columns(tokens, present, uids(len(present)), dtype)["tokens"]
 
 
 def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
@@ -132,7 +132,7 @@ def threads():
         yield pool
 
 
-def mean(picture: Image.Image) -> float:
+def mean(picture: Image.Image, uid: bytes = b"") -> float:
     assert picture.mode == "RGB"
     return float(np.asarray(picture).mean())
 
@@ -142,7 +142,9 @@ def mean(picture: Image.Image) -> float:
 def test_batches_hold_every_row_once_in_order(jpegs, make_shard, threads, count, batch_size):
     shard = make_shard(jpegs[:count], down={2} & set(range(count)))
     expected = [None if row == 2 else mean(decode_row(shard, row)) for row in range(count)]
-    got = list(batches(shard, batch_size, mean, threads))
+    told = []
+    got = list(batches(shard, batch_size, lambda *its: told.append(its[1]) or mean(*its), threads))
+    assert sorted(told) == [uid for row, uid in enumerate(uids(count)) if row != 2]
     assert [row for rows, _ in got for row in rows] == list(range(count))
     assert [value for _, values in got for value in values] == expected
     assert [len(rows) for rows, _ in got] == [
@@ -158,21 +160,20 @@ def test_a_picture_taken_down_is_not_decoded(jpegs, make_shard, threads):
     assert values[0] is not None
 
 
-def test_the_next_batch_is_made_while_this_one_is_used(jpegs, make_shard, threads):
+def test_the_next_batches_are_made_while_one_is_used(jpegs, make_shard, threads):
     begun, lock, made = threading.Event(), threading.Lock(), []
 
-    def transform(picture: Image.Image) -> int:
+    def prepare(picture: Image.Image, uid: bytes) -> int:
         with lock:
-            made.append(picture)
-            if len(made) > 2:  # the third picture is of the second batch
+            made.append(uid)
+            if len(made) == 6:
                 begun.set()
         return 0
 
-    coming = batches(make_shard(jpegs), 2, transform, threads)
+    coming = batches(make_shard(jpegs), 2, prepare, threads)  # two batches before any is asked for
     next(coming)
     assert begun.wait(5)
-    coming.close()
-    assert len(made) <= 4  # and no more than the next
+    assert len(made) == 6  # and no more than the next two
 
 
 def test_a_picture_that_cannot_be_decoded_is_named(jpegs, make_shard, threads):

@@ -6,6 +6,7 @@ import torch
 
 from pipeline import token_reader
 from pipeline.dataset import Dataset
+from pipeline.erasure import erase
 from pipeline.errors import DatasetError
 from pipeline.token_reader import ShardTokens, TokenReader, has_tokens
 
@@ -23,6 +24,18 @@ def stored(values: np.ndarray, dtype: str) -> np.ndarray:
 def features(tmp_path_factory, cached):
     home = tmp_path_factory.mktemp("tokens")
     return {dtype: cached.make_features(home / dtype, dtype, SHARDS) for dtype in KINDS}
+
+
+def test_int8_is_read_as_float16_and_its_channels_outlive_an_erasure(tmp_path, cached):
+    dataset = cached.make_features(tmp_path / "features", "int8", null=(15, 16))
+    for rows in ([39, 31, 14, 17, 0], [39, 31, 14, 0]):
+        tokens = ShardTokens(dataset.shard(0), dataset.manifest.rows_per_batch)
+        found = tokens.read(rows)
+        assert (found.dtype, tokens.dtype) == (np.float16, np.float16)
+        assert 0.01 < np.abs(found - cached.values(rows)).max() < 0.15  # of values 9 wide
+        erase(dataset, {cached.uid(17), cached.uid(3)})
+        dataset = Dataset.open(dataset.folder)
+    assert np.flatnonzero(~has_tokens(dataset.shard(0))).tolist() == [3, 15, 16, 17]
 
 
 @pytest.mark.parametrize("dtype", KINDS)

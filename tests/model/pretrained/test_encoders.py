@@ -1,5 +1,6 @@
 """Vision encoders: the right block, the right tokens, and nothing that trains."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -43,6 +44,19 @@ def test_the_layer_can_be_chosen():
     encoder = load_encoder(EncoderConfig(encoder=VIT.encoder, weights="random", layer=-12))
     outputs = hooked(encoder, 0)
     assert torch.equal(encoder(pictures()), outputs[0])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet18", "mixer_s32_224"])
+def test_crops_that_are_normalised_together_are_the_transform_bit_for_bit(name):
+    encoder = load_encoder(EncoderConfig(encoder=f"timm:{name}", weights="random"))
+    noise = np.random.default_rng(0).integers(0, 256, (3, 90, 140, 3), dtype=np.uint8)
+    seen = [Image.fromarray(pixels) for pixels in noise]
+    crops = np.stack([encoder.crop()(picture) for picture in seen])
+    assert crops.dtype == np.uint8
+    expected = torch.stack([encoder.transform()(picture) for picture in seen])
+    found = encoder.normalise(torch.from_numpy(crops))
+    assert torch.equal(found, expected)
+    assert torch.equal(encoder(found), encoder(expected))
 
 
 def test_a_picture_can_be_squashed_whole():
