@@ -26,6 +26,7 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
     SSLError,
 )
@@ -33,8 +34,9 @@ from urllib3.util import Url, parse_url
 
 from pipeline.deadlines import deadline, postpone, remaining_s, shard_remaining_s
 from pipeline.errors import ConfigError
-from pipeline.guard import BlockedAddress, GuardedPools
+from pipeline.guard import BlockedAddress, GuardedPools, plain_name
 from pipeline.manners import AGENT, opts_out, retry_after_s
+from pipeline.proxies import Proxies, proxies_of_environment
 from pipeline.turns import Turns
 
 SHARD_DEADLINE = "failed:deadline"
@@ -43,7 +45,7 @@ SHARD_DEADLINE = "failed:deadline"
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
-_NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
+_NO_ANSWER = ("dns", "refused", "timeout", "connection", "proxy", "truncated")
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
 
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
@@ -109,6 +111,11 @@ class FetchConfig:
     """Hosts (names or addresses, as URLs have them) that may be reached whatever their addresses
     are. All others must be on the open web: loopback, private and the like are refused."""
 
+    proxy_from_environment: bool = False
+    """Send requests through the proxies that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name in the
+    environment of each worker. A proxy has the last word on where a name leads: a host that
+    resolves in the worker is still checked as without one, but the proxy resolves it again."""
+
     ignore_opt_out: bool = False
     """Keep pictures whose servers forbid it (X-Robots-Tag: noai, noimageai, noindex, noimageindex;
     TDM-Reservation: 1)."""
@@ -123,6 +130,8 @@ class FetchConfig:
                 f"total_timeout_s: {self.total_timeout_s:g} of one picture is more than "
                 f"shard_timeout_s, {self.shard_timeout_s:g} of a whole shard"
             )
+        if self.proxy_from_environment:
+            proxies_of_environment()  # it raises
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
         for name in ("user_agent", "contact"):
@@ -154,13 +163,14 @@ class HttpFetcher(Fetcher):
         agent = config.user_agent + (f" (+{config.contact})" if config.contact else "")
         self._config = config
         self._turns = Turns(config.per_host)
-        self._pools = GuardedPools(
-            frozenset(host.lower().rstrip(".") for host in config.allow_host),
-            num_pools=256,
-            maxsize=config.per_host,
-            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
-            timeout=urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s),
-        )
+        self._headers = {"User-Agent": agent, "Accept-Encoding": "identity"}
+        allow_host = frozenset(plain_name(host) for host in config.allow_host)
+        timeout = urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s)
+        options = {"num_pools": 256, "timeout": timeout}
+        self._pools = GuardedPools(allow_host, maxsize=config.per_host, **options)
+        self._proxies = None
+        if config.proxy_from_environment:  # all hosts of http are one pool, to the proxy
+            self._proxies = Proxies(allow_host, maxsize=config.threads, **options)
 
     def __call__(self, location: str) -> bytes:
         with deadline(self._config.total_timeout_s):
@@ -213,13 +223,16 @@ class HttpFetcher(Fetcher):
 
     def _ask(self, url: Url) -> bytes | str:
         """The body of one answer, or where it leads to."""
-        pool = self._pools.connection_from_host(url.host, url.port, url.scheme)
+        proxied = self._proxies and self._proxies.pools(url)
+        pool = (proxied or self._pools).connection_from_host(url.host, url.port, url.scheme)
+        whole = proxied and url.scheme == "http"  # https has a tunnel
         response = pool.urlopen(
             "GET",
-            url.request_uri,
-            headers=self._pools.headers,
+            url._replace(fragment=None).url if whole else url.request_uri,
+            headers=self._headers,
             retries=False,
             redirect=False,
+            assert_same_host=False,
             preload_content=False,
         )
         try:
@@ -310,6 +323,8 @@ def _fault_class(error: BaseException) -> str:
     """One word for what went wrong, whatever urllib3 wrapped it in."""
     if isinstance(error, ProtocolError) and isinstance(error.args[-1], _CUT_SHORT):
         return "truncated"
+    if isinstance(error, ProxyError) and _fault_class(error.original_error) == "timeout":
+        return "timeout"
     for kinds, word in _FAULT_CLASSES:
         if isinstance(error, kinds):
             return word
@@ -327,6 +342,7 @@ _CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
 
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((NameResolutionError,), "dns"),
+    ((ProxyError,), "proxy"),
     # urllib3 makes a refused connection a kind of connect timeout, so it is asked for first.
     ((NewConnectionError, ConnectionRefusedError), "refused"),
     ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
