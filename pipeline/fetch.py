@@ -4,6 +4,7 @@ Whatever must be checked about a URL, an answer or a body is checked here; which
 reached is `pipeline/guard.py`'s, and until when `pipeline/deadlines.py`'s.
 """
 
+import errno
 import http.client
 import logging
 import random
@@ -14,7 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from tempfile import SpooledTemporaryFile
+from typing import IO, Protocol
 from urllib.parse import urljoin
 
 import urllib3
@@ -41,6 +43,10 @@ from pipeline.turns import Turns
 
 SHARD_DEADLINE = "failed:deadline"
 """What a row is whose shard's time was over before it was fetched."""
+
+IN_MEMORY_BYTES = 4 << 20
+"""Longer bodies from the web lie in a file. A worker has up to 64 bodies at once, of up to
+`max_download_bytes` each: 4 GB."""
 
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
@@ -149,8 +155,13 @@ class Fetcher(Protocol):
         """Hear what a shard will ask for from now on, each once and nearly in this order."""
         return None  # most have no use for it
 
-    def __call__(self, location: str) -> bytes:
-        """Raises FetchFault with the outcome."""
+    def __call__(self, location: str) -> bytes | IO[bytes]:
+        """The bytes, or the caller's own file of them, at its begin.
+
+        Raises:
+            FetchFault: the outcome.
+            OSError: this machine has no room for them.
+        """
         ...
 
 
@@ -172,7 +183,7 @@ class HttpFetcher(Fetcher):
         if config.proxy_from_environment:  # all hosts of http are one pool, to the proxy
             self._proxies = Proxies(allow_host, maxsize=config.threads, **options)
 
-    def __call__(self, location: str) -> bytes:
+    def __call__(self, location: str) -> bytes | IO[bytes]:
         with deadline(self._config.total_timeout_s):
             wait_s = _FIRST_WAIT_S
             for tries_left in range(self._config.retries, -1, -1):
@@ -200,7 +211,7 @@ class HttpFetcher(Fetcher):
                 return None
         return sleep_s if sleep_s < remaining_s() else None
 
-    def _follow(self, location: str) -> bytes:
+    def _follow(self, location: str) -> bytes | IO[bytes]:
         """One try: the body at the end of all redirects. Raises _Fault."""
         seen: set[str] = set()
         while len(seen) <= _MAX_REDIRECTS:
@@ -215,13 +226,15 @@ class HttpFetcher(Fetcher):
             except BlockedAddress:
                 raise _Fault("blocked_address") from None
             except (HTTPError, OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                    raise
                 raise _Fault(_fault_class(error), lasts=_is_unknown_name(error)) from None
-            if isinstance(answer, bytes):
+            if not isinstance(answer, str):
                 return answer
             location = answer
         raise _Fault("redirects")
 
-    def _ask(self, url: Url) -> bytes | str:
+    def _ask(self, url: Url) -> bytes | IO[bytes] | str:
         """The body of one answer, or where it leads to."""
         proxied = self._proxies and self._proxies.pools(url)
         pool = (proxied or self._pools).connection_from_host(url.host, url.port, url.scheme)
@@ -251,18 +264,27 @@ class HttpFetcher(Fetcher):
         response.release_conn()
         return body
 
-    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes | IO[bytes]:
         bound = self._config.max_download_bytes
-        body = bytearray()
         if (response.length_remaining or 0) > bound:
             raise _Fault("too_large")
-        while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
-            body += chunk
-            if len(body) > bound:
-                raise _Fault("too_large")
-            if remaining_s() <= 0:  # unpacking takes its time without any socket
-                raise _Fault("timeout")
-        return bytes(body)
+        body = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - may be the caller's
+        try:
+            while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
+                body.write(chunk)
+                if body.tell() > bound:
+                    raise _Fault("too_large")
+                if remaining_s() <= 0:  # unpacking takes its time without any socket
+                    raise _Fault("timeout")
+            size = body.tell()
+            body.seek(0)
+            if size > IN_MEMORY_BYTES:
+                return body
+            with body:
+                return body.read()
+        except BaseException:
+            body.close()
+            raise
 
 
 @dataclass(frozen=True)
@@ -337,6 +359,7 @@ def _is_unknown_name(error: BaseException) -> bool:
     return isinstance(cause, socket.gaierror) and cause.errno in _UNKNOWN_NAME
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE)
 _UNKNOWN_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 _CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
 
