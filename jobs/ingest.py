@@ -56,7 +56,7 @@ class Ingest:
     retry_classes: tuple[str, ...] = ()
     """With --retry, which outcomes of its ledger: `http_404`, `http_5*`, `dropped:too_many_pixels`,
     `*` in quotes for all. By default those that may pass: dns, refused, timeout, tls, connection,
-    truncated, http_408, http_425, http_429, http_5*, deadline, internal."""
+    proxy, truncated, http_408, http_425, http_429, http_5*, deadline, internal."""
 
     picture_folder: str | None = None
     """Folder of the pictures that SOURCE lists as files; by default the one it lies in itself."""

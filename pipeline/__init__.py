@@ -11,6 +11,7 @@ data flows:
     picture_tables, tars    pictures that lie in a table or a tar
     retry       what failed in an earlier raw, as a source
     guard       which addresses a worker may reach
+    proxies     the way through a proxy, where one was asked for
     deadlines   how long peers may keep a thread, and a shard's peers its worker
     turns       which row a free thread fetches, and how many ask one host at once
     manners     what servers may ask of a worker: waits, opt-outs

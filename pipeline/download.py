@@ -17,7 +17,7 @@ import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -107,12 +107,13 @@ def _fetching(locations: list[str], fetch: Fetcher, time: ShardTime, per_host: i
     """
     queue = RowQueue([host_of(location) for location in locations], per_host)
 
-    def download_image(*_: Any) -> tuple[int, io.BytesIO | None, str | None]:
+    def download_image(*_: Any) -> tuple[int, IO[bytes] | None, str | None]:
         with queue.next() as row, on_time_of(time):
             try:
                 if time.remaining_s() <= 0:
                     raise FetchFault(SHARD_DEADLINE)
-                return row, io.BytesIO(fetch(locations[row])), None
+                body = fetch(locations[row])
+                return row, io.BytesIO(body) if isinstance(body, bytes) else body, None
             except FetchFault as fault:
                 return row, None, str(fault)
             except Exception:  # one odd row must not lose the shard: it is logged and counted
@@ -125,14 +126,14 @@ def _fetching(locations: list[str], fetch: Fetcher, time: ShardTime, per_host: i
 def _storing(config: PictureConfig, time: ShardTime) -> Any:
     """What is called as img2dataset's resizer, by one thread; the shard's time stands still."""
 
-    def resize(stream: io.BytesIO, _bbox: Any) -> tuple[Any, Any, Any, Any, Any, str | None]:
+    def resize(stream: IO[bytes], _bbox: Any) -> tuple[Any, Any, Any, Any, Any, str | None]:
         try:
-            with time.standing_still():
-                picture = store(stream.getvalue(), config)
+            with time.standing_still(), stream:
+                picture = store(stream.read(), config)
         except PictureFault as fault:
             return None, None, None, None, None, str(fault)
         except Exception:  # as in `_fetching`
-            logger.exception("picture failed bytes=%d", len(stream.getvalue()))
+            logger.exception("picture failed")
             return None, None, None, None, None, "failed:internal"
         return picture, *picture.size_px, *picture.original_size_px, None
 

@@ -4,6 +4,7 @@ Whatever must be checked about a URL, an answer or a body is checked here; which
 reached is `pipeline/guard.py`'s, and until when `pipeline/deadlines.py`'s.
 """
 
+import errno
 import http.client
 import logging
 import random
@@ -14,7 +15,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from tempfile import SpooledTemporaryFile
+from typing import IO, Protocol
 from urllib.parse import urljoin
 
 import urllib3
@@ -26,6 +28,7 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
     SSLError,
 )
@@ -33,17 +36,22 @@ from urllib3.util import Url, parse_url
 
 from pipeline.deadlines import deadline, postpone, remaining_s, shard_remaining_s
 from pipeline.errors import ConfigError
-from pipeline.guard import BlockedAddress, GuardedPools
+from pipeline.guard import BlockedAddress, GuardedPools, plain_name
 from pipeline.manners import AGENT, opts_out, retry_after_s
+from pipeline.proxies import Proxies, proxies_of_environment
 from pipeline.turns import Turns
 
 SHARD_DEADLINE = "failed:deadline"
 """What a row is whose shard's time was over before it was fetched."""
 
+IN_MEMORY_BYTES = 4 << 20
+"""Longer bodies from the web lie in a file. A worker has up to 64 bodies at once, of up to
+`max_download_bytes` each: 4 GB."""
+
 _CHUNK_BYTES = 1 << 16
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
-_NO_ANSWER = ("dns", "refused", "timeout", "connection", "truncated")
+_NO_ANSWER = ("dns", "refused", "timeout", "connection", "proxy", "truncated")
 _TRY_AGAIN = {*_NO_ANSWER, "http_429", "http_500", "http_502", "http_503", "http_504"}
 
 _AUTHORITY = re.compile(r"[^\s\\@\x00-\x20\x7f]+")
@@ -109,6 +117,11 @@ class FetchConfig:
     """Hosts (names or addresses, as URLs have them) that may be reached whatever their addresses
     are. All others must be on the open web: loopback, private and the like are refused."""
 
+    proxy_from_environment: bool = False
+    """Send requests through the proxies that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name in the
+    environment of each worker. A proxy has the last word on where a name leads: a host that
+    resolves in the worker is still checked as without one, but the proxy resolves it again."""
+
     ignore_opt_out: bool = False
     """Keep pictures whose servers forbid it (X-Robots-Tag: noai, noimageai, noindex, noimageindex;
     TDM-Reservation: 1)."""
@@ -123,6 +136,8 @@ class FetchConfig:
                 f"total_timeout_s: {self.total_timeout_s:g} of one picture is more than "
                 f"shard_timeout_s, {self.shard_timeout_s:g} of a whole shard"
             )
+        if self.proxy_from_environment:
+            proxies_of_environment()  # it raises
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
         for name in ("user_agent", "contact"):
@@ -140,8 +155,13 @@ class Fetcher(Protocol):
         """Hear what a shard will ask for from now on, each once and nearly in this order."""
         return None  # most have no use for it
 
-    def __call__(self, location: str) -> bytes:
-        """Raises FetchFault with the outcome."""
+    def __call__(self, location: str) -> bytes | IO[bytes]:
+        """The bytes, or the caller's own file of them, at its begin.
+
+        Raises:
+            FetchFault: the outcome.
+            OSError: this machine has no room for them.
+        """
         ...
 
 
@@ -154,15 +174,16 @@ class HttpFetcher(Fetcher):
         agent = config.user_agent + (f" (+{config.contact})" if config.contact else "")
         self._config = config
         self._turns = Turns(config.per_host)
-        self._pools = GuardedPools(
-            frozenset(host.lower().rstrip(".") for host in config.allow_host),
-            num_pools=256,
-            maxsize=config.per_host,
-            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
-            timeout=urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s),
-        )
+        self._headers = {"User-Agent": agent, "Accept-Encoding": "identity"}
+        allow_host = frozenset(plain_name(host) for host in config.allow_host)
+        timeout = urllib3.Timeout(connect=config.timeout_s, read=config.timeout_s)
+        options = {"num_pools": 256, "timeout": timeout}
+        self._pools = GuardedPools(allow_host, maxsize=config.per_host, **options)
+        self._proxies = None
+        if config.proxy_from_environment:  # all hosts of http are one pool, to the proxy
+            self._proxies = Proxies(allow_host, maxsize=config.threads, **options)
 
-    def __call__(self, location: str) -> bytes:
+    def __call__(self, location: str) -> bytes | IO[bytes]:
         with deadline(self._config.total_timeout_s):
             wait_s = _FIRST_WAIT_S
             for tries_left in range(self._config.retries, -1, -1):
@@ -190,7 +211,7 @@ class HttpFetcher(Fetcher):
                 return None
         return sleep_s if sleep_s < remaining_s() else None
 
-    def _follow(self, location: str) -> bytes:
+    def _follow(self, location: str) -> bytes | IO[bytes]:
         """One try: the body at the end of all redirects. Raises _Fault."""
         seen: set[str] = set()
         while len(seen) <= _MAX_REDIRECTS:
@@ -205,21 +226,26 @@ class HttpFetcher(Fetcher):
             except BlockedAddress:
                 raise _Fault("blocked_address") from None
             except (HTTPError, OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                    raise
                 raise _Fault(_fault_class(error), lasts=_is_unknown_name(error)) from None
-            if isinstance(answer, bytes):
+            if not isinstance(answer, str):
                 return answer
             location = answer
         raise _Fault("redirects")
 
-    def _ask(self, url: Url) -> bytes | str:
+    def _ask(self, url: Url) -> bytes | IO[bytes] | str:
         """The body of one answer, or where it leads to."""
-        pool = self._pools.connection_from_host(url.host, url.port, url.scheme)
+        proxied = self._proxies and self._proxies.pools(url)
+        pool = (proxied or self._pools).connection_from_host(url.host, url.port, url.scheme)
+        whole = proxied and url.scheme == "http"  # https has a tunnel
         response = pool.urlopen(
             "GET",
-            url.request_uri,
-            headers=self._pools.headers,
+            url._replace(fragment=None).url if whole else url.request_uri,
+            headers=self._headers,
             retries=False,
             redirect=False,
+            assert_same_host=False,
             preload_content=False,
         )
         try:
@@ -238,18 +264,27 @@ class HttpFetcher(Fetcher):
         response.release_conn()
         return body
 
-    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes | IO[bytes]:
         bound = self._config.max_download_bytes
-        body = bytearray()
         if (response.length_remaining or 0) > bound:
             raise _Fault("too_large")
-        while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
-            body += chunk
-            if len(body) > bound:
-                raise _Fault("too_large")
-            if remaining_s() <= 0:  # unpacking takes its time without any socket
-                raise _Fault("timeout")
-        return bytes(body)
+        body = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - may be the caller's
+        try:
+            while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
+                body.write(chunk)
+                if body.tell() > bound:
+                    raise _Fault("too_large")
+                if remaining_s() <= 0:  # unpacking takes its time without any socket
+                    raise _Fault("timeout")
+            size = body.tell()
+            body.seek(0)
+            if size > IN_MEMORY_BYTES:
+                return body
+            with body:
+                return body.read()
+        except BaseException:
+            body.close()
+            raise
 
 
 @dataclass(frozen=True)
@@ -310,6 +345,8 @@ def _fault_class(error: BaseException) -> str:
     """One word for what went wrong, whatever urllib3 wrapped it in."""
     if isinstance(error, ProtocolError) and isinstance(error.args[-1], _CUT_SHORT):
         return "truncated"
+    if isinstance(error, ProxyError) and _fault_class(error.original_error) == "timeout":
+        return "timeout"
     for kinds, word in _FAULT_CLASSES:
         if isinstance(error, kinds):
             return word
@@ -322,11 +359,13 @@ def _is_unknown_name(error: BaseException) -> bool:
     return isinstance(cause, socket.gaierror) and cause.errno in _UNKNOWN_NAME
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE)
 _UNKNOWN_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 _CUT_SHORT = (IncompleteRead, http.client.IncompleteRead)
 
 _FAULT_CLASSES: list[tuple[tuple[type[BaseException], ...], str]] = [
     ((NameResolutionError,), "dns"),
+    ((ProxyError,), "proxy"),
     # urllib3 makes a refused connection a kind of connect timeout, so it is asked for first.
     ((NewConnectionError, ConnectionRefusedError), "refused"),
     ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),

@@ -2,8 +2,9 @@
 
 URLs are written by strangers, so a URL, a redirect or a name server may point into the worker's
 own network. The connections made here resolve a name once, check every address of the answer, and
-connect to an address that was checked; TLS still speaks to the name, and verifies it. Every read
-ends by the deadlines (`pipeline.deadlines`), so a peer that drips bytes gains no time.
+connect to an address that was checked; TLS still speaks to the name, and verifies it. Where a proxy
+was asked for (`pipeline.proxies`), it is connected to instead. Every read ends by the deadlines
+(`pipeline.deadlines`), so a peer that drips bytes gains no time.
 """
 
 import ipaddress
@@ -21,6 +22,7 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
 )
+from urllib3.util import Url
 
 from pipeline.deadlines import at_most
 
@@ -74,14 +76,61 @@ class GuardedPools(urllib3.PoolManager):
     """
 
     def __init__(self, allow_host: frozenset[str], **options: Any) -> None:
-        # One context for all: it takes 20 ms to read the certificates.
-        tls = ssl.create_default_context()
-        tls.sslsocket_class = _TlsSocket
-        super().__init__(ssl_context=tls, **options)
-        self.pool_classes_by_scheme = {
-            "http": partial(_Pool, allow_host),  # type: ignore[dict-item]
-            "https": partial(_TlsPool, allow_host),  # type: ignore[dict-item]
-        }
+        super().__init__(ssl_context=_verifying(), **options)
+        self.pool_classes_by_scheme = _pool_classes(allow_host)
+
+
+class ProxiedPools(urllib3.ProxyManager):
+    """Kept connections to a proxy, whose address is trusted, and through it to anywhere.
+
+    What the proxy is asked for is the caller's to check (`checked_addresses`). Reads end by the
+    deadlines, and certificates are verified within the tunnel, as in `GuardedPools`.
+
+    Args:
+        proxy: its URL, http only.
+        options: of every pool, as of `urllib3.ProxyManager`.
+    """
+
+    def __init__(self, proxy: Url, **options: Any) -> None:
+        super().__init__(proxy._replace(auth=None).url, ssl_context=_verifying(), **options)
+        self.pool_classes_by_scheme = _pool_classes(frozenset({plain_name(proxy.host or "")}))
+
+
+def plain_name(host: str) -> str:
+    """A host as `allow_host` has it: in lower case, without brackets and the root's dot."""
+    return host.lower().strip("[]").rstrip(".")
+
+
+def checked_addresses(host: str, port: int | None, allow_host: frozenset[str]) -> list[Any]:
+    """What `host` resolves to, as of `socket.getaddrinfo`, if all of it may be reached.
+
+    Raises:
+        BlockedAddress: one address may not.
+        LocationParseError: this can be no name.
+        OSError: the name does not resolve.
+    """
+    host = host.strip("[]")
+    try:
+        host.encode("idna")  # as urllib3 does: getaddrinfo raises UnicodeError
+    except UnicodeError:
+        raise LocationParseError(host) from None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if plain_name(host) not in allow_host:
+        for *_, address in found:
+            if not is_public(ipaddress.ip_address(address[0])):
+                raise BlockedAddress(host)
+    return found
+
+
+def _verifying() -> ssl.SSLContext:
+    """One context for all connections: it takes 20 ms to read the certificates."""
+    tls = ssl.create_default_context()
+    tls.sslsocket_class = _TlsSocket
+    return tls
+
+
+def _pool_classes(allow_host: frozenset[str]) -> dict[str, Any]:
+    return {"http": partial(_Pool, allow_host), "https": partial(_TlsPool, allow_host)}
 
 
 def _connect(
@@ -90,16 +139,11 @@ def _connect(
     """A connection to the first address of `host` that answers, if all of them may be reached.
 
     Raises:
-        BlockedAddress: one may not; none was tried.
+        BlockedAddress, LocationParseError: as `checked_addresses`; none was tried.
         OSError: the name does not resolve, or no address answers.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    if host.lower().rstrip(".") not in allow_host:
-        for *_, address in found:
-            if not is_public(ipaddress.ip_address(address[0])):
-                raise BlockedAddress(host)
     fault = OSError(f"{host}: has no address")
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in checked_addresses(host, port, allow_host):
         connection = _Socket(family, kind, protocol)
         try:
             connection.settimeout(at_most(timeout_s))
@@ -139,11 +183,7 @@ class _Guarded:
     allow_host: frozenset[str] = frozenset()
 
     def _new_conn(self: Any) -> socket.socket:
-        host = self._dns_host.strip("[]")
-        try:
-            host.encode("idna")  # as urllib3 does: getaddrinfo raises UnicodeError
-        except UnicodeError:
-            raise LocationParseError(host) from None
+        host = self._dns_host
         try:
             return _connect(host, self.port, self.timeout, self.allow_host)
         except socket.gaierror as error:

@@ -17,12 +17,24 @@ _COPIED = ("WEBP", "AVIF")
 """Formats whose decoders hold several copies of all pixels: 1.6 GB. Of them half as many pixels
 are decoded."""
 
+_PROFILES = 16
+"""Colour profiles (iCCP) in a PNG, which may have one. Each may unpack to 1 MB from 1 kB, for
+0.8 to 2 ms, when the file is opened and nothing else is known of it."""
+
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 """In a JPEG's entropy-coded bytes 0xff is followed by a zero or is a restart."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _ALONE = (0x01, 0xD8, _END_OF_IMAGE)
 """Markers that no length follows."""
+
+
+def beyond_opening(data: bytes) -> str | None:
+    """The reason why a file may not even be opened, or None; `data` are its bytes."""
+    # Its chunks are no more than this, which is quick; in others' bytes it is there by chance.
+    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _PROFILES:
+        return "dropped:too_many_profiles"
+    return None
 
 
 def beyond(file: ImageFile.ImageFile, data: bytes, max_px: int) -> str | None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.colours import in_channels, opaque, to_srgb
 from pipeline.errors import ConfigError
-from pipeline.picture_bounds import beyond, is_cut_short
+from pipeline.picture_bounds import beyond, beyond_opening, is_cut_short
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _LONGEST_JPEG_PX = 65_500
@@ -88,8 +88,8 @@ def store(data: bytes, config: PictureConfig) -> StoredPicture:
 
     Raises:
         PictureFault: `failed:not_a_picture`, `failed:truncated`, `failed:decode`,
-            `dropped:too_many_pixels`, `dropped:too_many_scans`, `dropped:too_long` or
-            `dropped:too_large_stored`.
+            `dropped:too_many_pixels`, `dropped:too_many_scans`, `dropped:too_many_profiles`,
+            `dropped:too_long` or `dropped:too_large_stored`.
     """
     decoded = _decode(data, config)
     picture = decoded.picture
@@ -149,6 +149,8 @@ class _Decoded:
 
 
 def _decode(data: bytes, config: PictureConfig) -> _Decoded:
+    if reason := beyond_opening(data):
+        raise PictureFault(reason)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata

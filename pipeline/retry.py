@@ -14,7 +14,7 @@ from pipeline.sources import Source
 from pipeline.tombstones import live_mask
 
 MAY_PASS = (
-    *("dns", "refused", "timeout", "tls", "connection", "truncated"),
+    *("dns", "refused", "timeout", "tls", "connection", "proxy", "truncated"),
     *("http_408", "http_425", "http_429", "http_5*", "deadline", "internal"),
 )
 """Classes of failure that another day may not have. A page that is gone (http_404), a host that

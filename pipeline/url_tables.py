@@ -75,10 +75,12 @@ class TableSource:
         self._captions = _either(files[0], fields, *wanted).name
         kept = [_either(files[0], fields, name) for name in columns.kept]
         self.extra = pa.struct([(f.name, kept_type(f.type)) for f in kept]) if kept else None
+        _check_captions(files[0], fields, self._captions)
         for file in files[1:]:
             fields = columns_of(file)
-            for name in (self._column, self._captions, *columns.kept):
+            for name in (self._column, *columns.kept):
                 _either(file, fields, name)
+            _check_captions(file, fields, self._captions)
         self.folder = self._picture_folder(picture_folder)
 
     @property
@@ -148,6 +150,16 @@ def _location(file: SourceFile, fields: list[pa.Field], columns: SourceColumns) 
                 return "row", field.name
     column = _either(file, fields, *filter(None, wanted)).name
     return ("url" if column == columns.url_column else "file"), column
+
+
+def _check_captions(file: SourceFile, fields: list[pa.Field], name: str) -> None:
+    """Refuse a column that is neither of captions nor of lists of them, by its declared type."""
+    declared = _either(file, fields, name).type
+    kind = declared
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_nested(kind):
+        raise ConfigError(f"{file}: {name!r} is {declared}, which is no caption nor a list of them")
 
 
 def _either(file: SourceFile, fields: list[pa.Field], *wanted: str) -> pa.Field:

@@ -1,10 +1,13 @@
 """Each way in which a picture does not arrive has its word, and nothing else ever comes out."""
 
+import errno
 import gzip
 import os
 import socket
+import tempfile
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +19,14 @@ from hypothesis import strategies as st
 
 from pipeline.deadlines import ShardTime, on_time_of
 from pipeline.errors import ConfigError
-from pipeline.fetch import FetchConfig, FetchFault, FolderFetcher, HttpFetcher, host_of
+from pipeline.fetch import (
+    IN_MEMORY_BYTES,
+    FetchConfig,
+    FetchFault,
+    FolderFetcher,
+    HttpFetcher,
+    host_of,
+)
 
 PICTURE = bytes(range(256)) * 400
 HERE = ("127.0.0.1",)
@@ -102,6 +112,12 @@ class Site(BaseHTTPRequestHandler):
     def get_bomb(self) -> None:
         self.answer(200, gzip.compress(bytes(3_000_000)), Content_Encoding="gzip")
 
+    def get_large(self) -> None:
+        self.answer(200, bytes(IN_MEMORY_BYTES) + b"a")
+
+    def get_huge(self) -> None:
+        self.answer(200, self.server.huge)
+
     def get_packed(self) -> None:
         self.answer(200, gzip.compress(PICTURE), Content_Encoding="gzip")
 
@@ -152,6 +168,7 @@ class Server(ThreadingHTTPServer):
         self.encodings: list[str] = []
         self.lock, self.inside, self.most_inside = threading.Lock(), 0, 0
         self.closing = threading.Event()
+        self.huge = bytes(4 * IN_MEMORY_BYTES)
         self.root = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_) -> None:  # a client that hangs up is what these tests are about
@@ -332,6 +349,37 @@ def test_a_picture_that_the_shards_time_ends_says_so(site):
         assert fault(fetch, f"{site.root}/dripping") == "failed:deadline"
         assert fault(fetch, f"{site.root}/picture") == "failed:deadline"
     assert time.monotonic() - begun < 3
+
+
+def test_a_large_body_lies_in_a_file(site):
+    with HttpFetcher(ONCE)(f"{site.root}/large") as body:
+        assert body.fileno() >= 0  # it has none while it is in memory
+        assert body.read() == bytes(IN_MEMORY_BYTES) + b"a"
+
+
+def test_bodies_that_wait_take_little_memory_each(site):
+    fetch = HttpFetcher(replace(ONCE, threads=16, per_host=16))
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(16) as threads:
+            bodies = list(threads.map(fetch, [f"{site.root}/huge"] * 16))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    for body in bodies:
+        assert body.seek(0, os.SEEK_END) == len(site.huge)
+        body.close()
+    # While it grows in memory a body may have twice its room.
+    assert peak_bytes < 16 * 2 * IN_MEMORY_BYTES < 16 * len(site.huge)
+
+
+def test_a_full_disk_is_no_fault_of_the_server(site, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space"):  # not FetchFault
+        HttpFetcher(ONCE)(f"{site.root}/large")
 
 
 def test_a_server_without_tls_is_tls(site):

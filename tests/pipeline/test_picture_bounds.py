@@ -4,6 +4,8 @@ import io
 import struct
 import subprocess
 import sys
+import time
+import zlib
 
 import pytest
 from PIL import Image
@@ -58,6 +60,18 @@ def test_only_a_jpegs_own_scans_count(encode, noise, with_scans):
     cut = with_scans(30)[:-2]
     assert num_scans(cut) == 30
     assert num_scans(b"\xff\xd8\xff\xda") == 1
+
+
+@pytest.mark.parametrize("first", [33, -12])  # behind the header, before the end
+def test_a_png_of_many_profiles_is_not_opened(encode, noise, first):
+    plain = encode(noise(0, 64, 64), "PNG")
+    body = b"iCCPa\0\0" + zlib.compress(bytes(1 << 20), 9)
+    profile = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    assert outcome(plain[:first] + profile * 16 + plain[first:]) == "kept"
+    begun = time.process_time()
+    many = plain[:first] + profile * 1000 + plain[first:]
+    assert outcome(many) == "dropped:too_many_profiles"
+    assert time.process_time() - begun < 0.2
 
 
 def tiled_tiff(side: int, tile: int) -> bytes:

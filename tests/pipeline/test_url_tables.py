@@ -188,3 +188,22 @@ def test_memory_does_not_grow_with_the_number_of_tables(tmp_path, suffix):
         (tmp_path / f"t{number}{suffix}").hardlink_to(path)
     small = peak_mb(str(path), 100_000)
     assert peak_mb(f"{tmp_path}/*", 1_000_000) < small + 40
+
+
+@pytest.mark.parametrize("nested", [{"en": "a"}, [{"en": "a"}], [["a"]]])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_caption_column_of_objects_is_refused(tmp_path, nested, second):
+    if second:
+        write(tmp_path / "0.parquet", range(3))
+    table = pa.table({"url": ["http://a.org/1"], "caption": [nested]})
+    pa.parquet.write_table(table, tmp_path / "1.parquet")
+    with pytest.raises(ConfigError, match=r"1.parquet: 'caption' is .*which is no caption"):
+        open_source(str(tmp_path / "*.parquet"), PLAIN)
+
+
+def test_lists_of_captions_of_every_declared_kind_are_read(tmp_path):
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.string(), 2)):
+        columns = {"url": ["http://a.org/1"], "caption": pa.array([["a", "b"]], kind)}
+        pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+        rows = next(iter(open_source(str(tmp_path / "t.parquet"), PLAIN).tables()))
+        assert rows.column("captions").to_pylist() == [["a", "b"]]
