@@ -12,7 +12,6 @@ from indexes.recall import ranks, recall
 from jobs.cluster import ClusterConfig, session
 from jobs.training import (
     LoopConfig,
-    Place,
     RanksConfig,
     Training,
     TrainingData,
@@ -74,7 +73,7 @@ class TrainStage1:
             training = Training(
                 folder=Folder.at(self.out),
                 stage=1,
-                lineage=self._lineage(data, place),
+                lineage=self._lineage(data),
                 loop=self.loop,
                 optimizer=self.optimizer,
                 make_learner=partial(Stage1Learner, self, data),
@@ -82,13 +81,13 @@ class TrainStage1:
             )
             return train(training, self, self.ranks, place)
 
-    def _lineage(self, data: TrainingData, place: Place) -> Lineage:
+    def _lineage(self, data: TrainingData) -> Lineage:
         parts = (self.start, self.objectives.resolved(self.loop.steps), self.optimizer)
         config = {name: value for part in parts for name, value in asdict(part).items()}
         frozen: dict[str, Any] = {"encoder": data.encoder}
         if (digest := start_digest(self.start)) is not None:
             frozen["start"] = {"name": self.start.start, "weights_digest": digest}
-        config |= data.lasting | place.lasting(self.loop)
+        config |= data.lasting | self.loop.lasting
         return Lineage("train-stage1", config, data.parents, frozen)
 
 

@@ -116,7 +116,7 @@ class TrainStage2:
                 "language_model": self._language_model(stage1),
             }
             config = asdict(self.language) | asdict(self.optimizer) | data.lasting
-            config |= place.lasting(self.loop)
+            config |= self.loop.lasting
             training = Training(
                 folder=folder,
                 stage=2,

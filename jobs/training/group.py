@@ -22,11 +22,12 @@ class RanksConfig:
     """The processes that train together."""
 
     ranks: int | None = None
-    """Processes; by default one for each GPU of the cluster, or one on CPUs."""
+    """Processes; by default one for each GPU of the cluster, or one on CPUs. A training may go on
+    with another number: it sees the same pictures in the same order, but draws other dropout."""
 
     threads: int | None = None
     """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
-    change the last bits."""
+    change the last bits, also of a training that goes on with it."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; `auto` takes GPUs where Ray has any."""
@@ -51,10 +52,6 @@ class Place:
     cuda: bool
     threads: int | None
     """Threads of a rank on a CPU; None on a GPU."""
-
-    def lasting(self, loop: LoopConfig) -> dict[str, Any]:
-        """What of loop and place changes the weights, if only in their last bits."""
-        return loop.lasting | {"ranks": self.num_ranks, "threads": self.threads}
 
 
 def prepare(config: RanksConfig, loop: LoopConfig) -> Place:

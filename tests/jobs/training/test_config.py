@@ -4,19 +4,17 @@ import dataclasses
 
 import pytest
 
-from jobs.training import LoopConfig, Place
+from jobs.training import LoopConfig
 from pipeline.errors import ConfigError
 
 
 def test_how_often_one_looks_belongs_to_no_lineage():
-    place = Place(num_ranks=2, cuda=False, threads=1)
     loop = LoopConfig(log_every=5, validate_every=10, checkpoint_every=10)
     other = LoopConfig(log_every=1, validate_every=2, checkpoint_every=3, keep_checkpoints=9)
-    assert place.lasting(loop) == place.lasting(other)
-    assert place.lasting(loop) == place.lasting(dataclasses.replace(loop, wandb="project"))
-    names = {"steps", "batch_size", "seed", "compile", "ranks", "threads"}
-    names |= {"accumulate", "precision"}
-    assert set(place.lasting(loop)) == names
+    assert loop.lasting == other.lasting
+    assert loop.lasting == dataclasses.replace(loop, wandb="project").lasting
+    names = {"steps", "batch_size", "seed", "compile", "accumulate", "precision"}
+    assert set(loop.lasting) == names
 
 
 @pytest.mark.parametrize(

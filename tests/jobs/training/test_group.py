@@ -1,6 +1,7 @@
 """Ranks that fail are started again; two give the losses of one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,12 +62,36 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, m
     with rank_here():
         assert run(*stage1_command(tmp_path / "one", *options)) == 0
     assert run(*stage1_command(tmp_path / "two", *options, "--ranks", 2)) == 0
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for ours, theirs in zip(one, two, strict=True):
+    assert_alike(tmp_path / "one", tmp_path / "two", metrics)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_another_number_of_ranks(
+    tmp_path, stage1_command, rank_here, disturb, metrics, monkeypatch
+):
+    def stop():
+        raise KeyboardInterrupt
+
+    options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8)
+    with rank_here():
+        assert run(*stage1_command(tmp_path / "one", *options)) == 0
+        disturb(5, stop)
+        assert run(*stage1_command(tmp_path / "two", *options)) == 130
+        monkeypatch.undo()
+    assert run(*stage1_command(tmp_path / "two", *options, "--ranks", 2)) == 0
+    assert_alike(tmp_path / "one", tmp_path / "two", metrics)
+    runs = json.loads((tmp_path / "two/run.json").read_text())["runs"]
+    assert [its["phases"][0]["ranks"] for its in runs] == [1, 2]
+
+
+def assert_alike(one: Path, two: Path, metrics) -> None:
+    """Two trainings have the same losses and weights, but for their last bits."""
+    lines = metrics(one), metrics(two)
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    for ours, theirs in zip(*lines, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - RATES - {"split"}:
             assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-4), name
-    weights = [load_stage1(Checkpoint.open(str(tmp_path / n))).state_dict() for n in ("one", "two")]
+    weights = [load_stage1(Checkpoint.open(str(folder))).state_dict() for folder in (one, two)]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-3, msg=name)

@@ -35,7 +35,6 @@ def test_the_same_command_again_returns_at_once(unbroken, stage1_command, no_ran
         ("--steps", 16, "config.steps: 12 there, 16 now"),
         ("--learning-rate", 0.1, "config.learning_rate: 0.002 there, 0.1 now"),
         ("--dropout", 0.0, "config.dropout: 0.1 there, 0.0 now"),
-        ("--threads", 2, "config.threads: 1 there, 2 now"),
         ("--itm-joins-at", 0.1, "config.itm_joins_at: 0.4 there, 0.1 now"),
     ],
 )
