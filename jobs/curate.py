@@ -89,21 +89,23 @@ class Curate:
             return published
         with running(self, draft) as log, session(self.cluster):
             work = folder / ".work"
-            hashes = self._hashes(inputs, work / "hashes", log)
+            judged = max_pictures(self._filters) is not None
+            hashes = self._hashes(inputs, work / "hashes", self.pool, log, captions=judged)
             evaluation = None
             if self.evaluation:  # all of it: what is missing there would not be missed
-                evaluation = self._hashes(held_out, work / "evaluation", log, incomplete=False)
+                pool = replace(self.pool, publish_incomplete=False)
+                evaluation = self._hashes(held_out, work / "evaluation", pool, log, captions=False)
             plan = self._plan(hashes, evaluation, work / "plan", log)
             recurring = self._recurring(hashes, plan, work / "recurring", log)
             return self._gather(inputs, hashes, plan, recurring, draft, log)
 
     def _hashes(
-        self, inputs: "Inputs", out: Folder, log: RunLog, *, incomplete: bool = True
+        self, inputs: "Inputs", out: Folder, pool: PoolConfig, log: RunLog, *, captions: bool
     ) -> Dataset:
-        pool = replace(self.pool, publish_incomplete=incomplete and self.pool.publish_incomplete)
+        """Hashes of pictures and, to count how often each recurs, of captions."""
         lineage = Lineage("hash", {}, tuple(d.as_parent for d in inputs.datasets))
         draft = Draft.begin(out, "hashes", HASHES, lineage)
-        make = partial(_hash_worker, inputs, draft.folder)
+        make = partial(_hash_worker, inputs, draft.folder, captions)
         return build(draft, inputs.tasks(), make, pool, log, phase="hash")
 
     def _plan(
@@ -208,16 +210,17 @@ class Inputs:
         return dataset.shard(shard, verify=verify)
 
 
-def _hash_worker(inputs: Inputs, out: Folder) -> Callable[[Task], ShardRecord]:
+def _hash_worker(inputs: Inputs, out: Folder, captions: bool) -> Callable[[Task], ShardRecord]:
     def work(task: Task) -> ShardRecord:
         # Every byte is checked here, so that the phases after this one need not.
         raw = inputs.open(task.number, verify=True)
         with new_shard(out, task.number) as shard:
             shard.open(HASHES, ROWS_PER_BATCH["hashes"]).write(hash_shard(raw))
-            captions = shard.open(
-                CAPTION_DIGESTS, ROWS_PER_BATCH["caption_digests"], attachment="captions"
-            )
-            captions.write(caption_digests(raw.table.column("captions")))
+            if captions:
+                digests = shard.open(
+                    CAPTION_DIGESTS, ROWS_PER_BATCH["caption_digests"], attachment="captions"
+                )
+                digests.write(caption_digests(raw.table.column("captions")))
             return shard.commit(pictures=Account.all_kept(raw.table.num_rows))
 
     return work

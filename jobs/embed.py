@@ -26,8 +26,10 @@ from pipeline.lineage import Lineage
 from pipeline.loader import as_tensor
 from pipeline.schemas import ROWS_PER_BATCH, image_embeddings_schema, text_embeddings_schema
 from pipeline.shard import ShardRecord, commit_table
+from pipeline.shard_cache import CacheConfig
 from pipeline.storage import Folder
 from pipeline.token_reader import ShardTokens, has_tokens
+from pipeline.views import open_evaluation_view
 
 Embedder = Callable[[Stage1, Dataset, int, int], pa.Table]
 """A stage-1 model, a dataset, a shard's number and a batch size to the shard's rows."""
@@ -72,6 +74,7 @@ class Embed:
     """Dataset with captions (`pairs`), for `text_embeddings`."""
 
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -86,7 +89,7 @@ class Embed:
         made = []
         with session(self.cluster):
             if self.features is not None:
-                features = Dataset.open(self.features, "features")
+                features = open_evaluation_view(self.features, self.cache)
                 check_features(checkpoint, features)
                 schema = image_embeddings_schema(size, width)
                 made.append(self._make(checkpoint, features, "image", schema, embed_shard_pictures))

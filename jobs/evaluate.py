@@ -31,6 +31,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader import Pairs, as_tensor
 from pipeline.order import held_out_batches
 from pipeline.token_reader import ShardTokens, has_tokens
+from pipeline.views import open_evaluation_view
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Evaluate:
             ConfigError: the split is empty, or datasets and checkpoint do not belong together.
         """
         checkpoint = Checkpoint.open(self.checkpoint, 1)
-        features = Dataset.open(self.features, "features")
+        features = open_evaluation_view(self.features)
         captions = Dataset.open(self.captions, "pairs")
         images, texts = self._embeddings(checkpoint)
         check_features(checkpoint, features)

@@ -27,10 +27,10 @@ from model.pretrained.language import LanguageModel
 from model.pretrained.language_loading import load_language_model
 from model.pretrained.vision_tower import VisionTower, save_tower
 from model.tokenizer import CaptionTokenizer
-from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage, Parent
 from pipeline.storage import Folder
+from pipeline.views import open_evaluation_view
 
 TOWER = "vision_tower"
 """Folder within a checkpoint, where LAVIS's file has a vision encoder of its own."""
@@ -211,7 +211,7 @@ class Import:
     def _encoder(self, source: Source, folder: Folder) -> dict[str, Any]:
         """What the lineage says of the encoder that the checkpoint belongs to."""
         if self.features is not None:
-            features = Dataset.open(self.features, "features")
+            features = open_evaluation_view(self.features)
             return dict(features.manifest.lineage.frozen["encoder"])
         name = self.encoder
         if name is None and source.frozen:

@@ -79,6 +79,11 @@ class Ingest:
             raise ConfigError(f"shard_rows: {self.shard_rows} is not positive")
         if self.retry_classes and not self.retry:
             raise ConfigError("retry_classes: are those of --retry, which is not given")
+        if self.fetch.shard_timeout_s >= self.pool.deadline_s:
+            raise ConfigError(
+                f"shard_timeout_s: {self.fetch.shard_timeout_s:g} is not below deadline_s "
+                f"{self.pool.deadline_s:g}, at which the worker is killed and the shard begun again"
+            )
 
     def run(self) -> Dataset:
         """Make the dataset, or go on with it."""
@@ -183,6 +188,7 @@ def _worker(
 
     def work(task: Task) -> ShardRecord:
         slice_ = slices.shard(task.number, verify=True).table
+        fetcher.expect(slice_.column("url").to_pylist())
         got = download(
             slice_,
             fetcher,

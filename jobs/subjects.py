@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.loader import as_tensor
 from pipeline.pictures import PictureConfig, read_picture
 from pipeline.token_reader import TokenReader, has_tokens
+from pipeline.views import open_evaluation_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def open_subjects(
     """
     if config.features is None:
         return _of_files(checkpoint, pictures, config)
-    features = Dataset.open(config.features, "features")
+    features = open_evaluation_view(config.features)
     check_features(checkpoint, features)
     pairs = None if config.pairs is None else Dataset.open(config.pairs, "pairs")
     return _of_rows(features, pairs, config)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +13,7 @@ from pipeline.dataset import DRAFT, Dataset, read_table
 from pipeline.erasure import erase
 from pipeline.errors import ConfigError
 from pipeline.shard import MANIFEST
+from pipeline.source_files import find
 from pipeline.storage import Folder
 from pipeline.takedown import Wanted, folders_with, found_in, with_copies
 from pipeline.tombstones import add_tombstones, read_tombstones
@@ -31,7 +31,7 @@ class Takedown:
     """
 
     entries: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")]
-    """File with a uid, a URL or a path of a source in each line."""
+    """File or URI with a uid, a URL or a path of a source in each line."""
 
     within: Annotated[tuple[str, ...], tyro.conf.arg(name="in")]
     """Datasets, or folders with datasets, indexes and trainings in them, at any depth."""
@@ -84,11 +84,15 @@ def _closure(uids: frozenset[bytes], pairs: list[Dataset]) -> frozenset[bytes]:
     return uids
 
 
-def _lines_of(file: str) -> list[str]:
+def _lines_of(location: str) -> list[str]:
+    found = find(location)
+    if isinstance(found, Folder):
+        raise ConfigError(f"{location}: is a folder, a list is needed")
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        texts = [file.stream().read().decode() for file in found]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
+        raise ConfigError(f"{location}: cannot be read: {error}") from error
+    return [line for text in texts for line in text.splitlines()]
 
 
 def _places(location: str) -> list[tuple[Folder, str]]:

@@ -15,6 +15,7 @@ from jobs.training import (
     Place,
     RanksConfig,
     Training,
+    TrainingData,
     held_out,
     mine,
     prepare,
@@ -25,10 +26,10 @@ from model.optimizer import OptimizerConfig
 from model.stage1 import ObjectivesConfig, Stage1Batch
 from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
 from model.tokenizer import CaptionTokenizer
-from pipeline.dataset import Dataset
 from pipeline.lineage import Lineage
 from pipeline.loader import Batch, Pairs
-from pipeline.order import Order, held_out_batches
+from pipeline.order import OrderConfig, held_out_batches
+from pipeline.shard_cache import CacheConfig
 from pipeline.storage import Folder
 
 
@@ -40,15 +41,21 @@ class TrainStage1:
     checkpoint and gives the losses of one that was not.
     """
 
-    features: str
-    """Dataset of kind `features`."""
+    features: tuple[str, ...]
+    """Dataset of kind `features`, or folder of its views; several are mixed."""
 
-    captions: str
-    """Dataset beside it that has captions and split: `pairs`."""
+    captions: tuple[str, ...]
+    """Dataset beside it that has captions and split: `pairs`; one for each of the features."""
 
     out: str
     """Folder or URI of the training: checkpoints, metrics.jsonl, TensorBoard."""
 
+    mix: tuple[float, ...] = ()
+    """Weights of several datasets: the shares of each in every batch. By default they have as much
+    as they have pairs. Validation is on the first one."""
+
+    order: OrderConfig = field(default_factory=OrderConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     start: StartConfig = field(default_factory=StartConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -58,31 +65,31 @@ class TrainStage1:
 
     def run(self) -> Checkpoint:
         """Train, or go on."""
-        features = Dataset.open(self.features, "features")
-        captions = Dataset.open(self.captions, "pairs")
-        pairs = Pairs(features, captions, "train")
-        Order(len(pairs), self.loop.micro_batch_size, self.loop.seed)  # raises if too few
+        where = (self.features, self.captions, self.mix)
+        data = TrainingData.open(*where, self.order, self.cache)
+        pairs = data.pairs(self.loop.seed)
+        data.order_of(pairs, self.loop.micro_batch_size, self.loop.seed)  # raises if too few
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             training = Training(
                 folder=Folder.at(self.out),
                 stage=1,
-                lineage=self._lineage(features, captions, place),
+                lineage=self._lineage(data, place),
                 loop=self.loop,
                 optimizer=self.optimizer,
-                make_learner=partial(Stage1Learner, self, features, captions),
+                make_learner=partial(Stage1Learner, self, data),
                 tokenizer=lambda: start_tokenizer(self.start, pairs.all_texts()).to_json(),
             )
             return train(training, self, self.ranks, place)
 
-    def _lineage(self, features: Dataset, captions: Dataset, place: Place) -> Lineage:
+    def _lineage(self, data: TrainingData, place: Place) -> Lineage:
         parts = (self.start, self.objectives.resolved(self.loop.steps), self.optimizer)
         config = {name: value for part in parts for name, value in asdict(part).items()}
-        frozen: dict[str, Any] = {"encoder": features.manifest.lineage.frozen["encoder"]}
+        frozen: dict[str, Any] = {"encoder": data.encoder}
         if (digest := start_digest(self.start)) is not None:
             frozen["start"] = {"name": self.start.start, "weights_digest": digest}
-        parents = (features.as_parent, captions.as_parent)
-        return Lineage("train-stage1", config | place.lasting(self.loop), parents, frozen)
+        config |= data.lasting | place.lasting(self.loop)
+        return Lineage("train-stage1", config, data.parents, frozen)
 
 
 PICTURE_TO_TEXT, TEXT_TO_PICTURE = "recall_at_1_picture_to_text", "recall_at_1_text_to_picture"
@@ -97,24 +104,25 @@ class Stage1Learner:
     def __init__(
         self,
         job: TrainStage1,
-        features: Dataset,
-        captions: Dataset,
+        data: TrainingData,
         tokenizer: str,
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
-        self._held_out = held_out(features, captions)
-        self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
-        width = features.manifest.lineage.frozen["encoder"]["width"]
+        seed = job.loop.seed
+        self._pairs = data.pairs(seed, pin=device.type == "cuda")
+        self._held_out = held_out(*data.evaluation)
+        self._order = data.order_of(self._pairs, job.loop.micro_batch_size, seed)
+        width = data.encoder["width"]
         self._tokenizer = CaptionTokenizer.from_json(tokenizer)
-        self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
+        self.module = start_stage1(job.start, self._tokenizer, width, seed)
         self.config: dict[str, Any] = asdict(self.module.config)
 
     def batch(self, number: int) -> Stage1Batch:
         """This rank's part of a micro-batch."""
         pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
-        return self._encoded(self._pairs.batch(pictures, draw))
+        epochs = mine(self._order.epochs(number))
+        return self._encoded(self._pairs.batch(pictures, draw, epochs))
 
     def named(self, number: int) -> list[dict[str, str]]:
         """uid and caption of the pairs of a micro-batch."""

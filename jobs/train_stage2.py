@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from jobs.cluster import ClusterConfig, session
-from jobs.training import LoopConfig, RanksConfig, Training, held_out, mine, prepare, train
+from jobs.training import (
+    LoopConfig,
+    RanksConfig,
+    Training,
+    TrainingData,
+    held_out,
+    mine,
+    prepare,
+    train,
+)
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features
 from model.generation.settings import GenerationConfig
@@ -26,11 +35,11 @@ from model.optimizer import OptimizerConfig
 from model.pretrained.digests import weights_digest
 from model.pretrained.language_loading import load_language_model
 from model.stage2 import Stage2, Stage2Batch, take_over
-from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
-from pipeline.loader import Batch, Pairs
-from pipeline.order import Order, held_out_batches
+from pipeline.loader import Batch
+from pipeline.order import OrderConfig, held_out_batches
+from pipeline.shard_cache import CacheConfig
 from pipeline.storage import Folder
 
 
@@ -64,15 +73,22 @@ class TrainStage2:
     checkpoint: str
     """Training folder or checkpoint of stage 1."""
 
-    features: str
-    """Dataset of kind `features`, of the encoder that stage 1 was trained on."""
+    features: tuple[str, ...]
+    """Dataset of kind `features`, of the encoder that stage 1 was trained on, or folder of its
+    views; several are mixed."""
 
-    captions: str
-    """Dataset beside it that has captions and split: `pairs`."""
+    captions: tuple[str, ...]
+    """Dataset beside it that has captions and split: `pairs`; one for each of the features."""
 
     out: str
     """Folder or URI of the training: checkpoints, metrics.jsonl, TensorBoard."""
 
+    mix: tuple[float, ...] = ()
+    """Weights of several datasets: the shares of each in every batch. By default they have as much
+    as they have pairs. Validation is on the first one."""
+
+    order: OrderConfig = field(default_factory=OrderConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=80_000, batch_size=1920, validation_pictures=256)
@@ -86,28 +102,28 @@ class TrainStage2:
     def run(self) -> Checkpoint:
         """Train, or go on."""
         stage1 = Checkpoint.open(self.checkpoint, 1)
-        features = Dataset.open(self.features, "features")
-        captions = Dataset.open(self.captions, "pairs")
-        check_features(stage1, features)
-        pairs = Pairs(features, captions, "train")
-        Order(len(pairs), self.loop.micro_batch_size, self.loop.seed)  # raises if too few
+        where = (self.features, self.captions, self.mix)
+        data = TrainingData.open(*where, self.order, self.cache)
+        check_features(stage1, data.evaluation[0])
+        pairs = data.pairs(self.loop.seed)
+        data.order_of(pairs, self.loop.micro_batch_size, self.loop.seed)  # raises if too few
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             frozen = {
-                "encoder": features.manifest.lineage.frozen["encoder"],
+                "encoder": data.encoder,
                 "stage1": {"digest": stage1.digest},
                 "language_model": self._language_model(stage1),
             }
-            config = asdict(self.language) | asdict(self.optimizer) | place.lasting(self.loop)
-            parents = (features.as_parent, captions.as_parent)
+            config = asdict(self.language) | asdict(self.optimizer) | data.lasting
+            config |= place.lasting(self.loop)
             training = Training(
                 folder=folder,
                 stage=2,
-                lineage=Lineage("train-stage2", config, parents, frozen),
+                lineage=Lineage("train-stage2", config, data.parents, frozen),
                 loop=self.loop,
                 optimizer=self.optimizer,
-                make_learner=partial(Stage2Learner, self, stage1, features, captions),
+                make_learner=partial(Stage2Learner, self, stage1, data),
                 tokenizer=lambda: stage1.read("tokenizer").decode(),
             )
             return train(training, self, self.ranks, place)
@@ -143,18 +159,18 @@ class Stage2Learner:
         self,
         job: TrainStage2,
         stage1: Checkpoint,
-        features: Dataset,
-        captions: Dataset,
+        data: TrainingData,
         tokenizer: str,
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        self._pairs = Pairs(features, captions, "train", pin=device.type == "cuda")
-        self._held_out = held_out(features, captions)
-        self._order = Order(len(self._pairs), job.loop.micro_batch_size, job.loop.seed)
+        seed = job.loop.seed
+        self._pairs = data.pairs(seed, pin=device.type == "cuda")
+        self._held_out = held_out(*data.evaluation)
+        self._order = data.order_of(self._pairs, job.loop.micro_batch_size, seed)
         self._language = load_language_model(job.language.language_model).to(device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.loop.seed)
+            torch.manual_seed(seed)
             self.module = Stage2(stage1.qformer, self._language.width)
         take_over(self.module, stage1.tensors())
         self.config: dict[str, Any] = stage1.config | {
@@ -169,7 +185,8 @@ class Stage2Learner:
         """This rank's part of a micro-batch."""
         pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
         split_draw = mine(self._order.split_draw(number))
-        return self._encoded(self._pairs.batch(pictures, draw), split_draw)
+        epochs = mine(self._order.epochs(number))
+        return self._encoded(self._pairs.batch(pictures, draw, epochs), split_draw)
 
     def named(self, number: int) -> list[dict[str, str]]:
         """uid and caption of the pairs of a micro-batch."""

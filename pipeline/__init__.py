@@ -15,7 +15,7 @@ data flows:
     turns       which row a free thread fetches, and how many ask one host at once
     manners     what servers may ask of a worker: waits, opt-outs
     fetch       the one place where bytes enter a worker
-    pictures    bytes to an upright, opaque sRGB JPEG of bounded size
+    pictures, picture_bounds   bytes to an upright, opaque sRGB JPEG; what is not decoded
     colours     whatever a file's pixels are, as opaque 8-bit sRGB
     download    one slice of a source: img2dataset's Downloader around the last two
     captions    a caption's text, source and status
@@ -28,6 +28,7 @@ data flows:
     order, lanes    which pictures a step trains on, and all that is drawn by chance
     views       cached views of the same pictures, and which a picture shows in an epoch
     token_reader    image tokens out of feature shards, a row copied once
+    mix         the order of several datasets, each with its share of a batch
     pair_rows   which rows are pairs of a split, as columns; their captions
     loader      batches out of features and captions
     embeddings  vectors of pictures and captions, in and out of numpy
@@ -36,6 +37,7 @@ and what they all stand on:
 
     errors, storage, accounting, uids, schemas
     shard       one Arrow file and the record that commits it
+    shard_cache local copies of shards that lie on an object store
     lineage     what a dataset was made from
     tombstones  pictures taken down
     takedown    what is to be taken down, and where it is

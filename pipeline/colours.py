@@ -1,6 +1,7 @@
 """Colours: whatever a file's pixels are, as opaque 8-bit sRGB."""
 
 import io
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -40,17 +41,16 @@ def opaque(picture: Image.Image) -> Image.Image:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits as 8 bits; Pillow's own conversion clips instead of scaling."""
-    values = np.asarray(picture)
-    if values.dtype.itemsize == 2:
+    if picture.mode.startswith("I;16"):
+        values = np.asarray(picture)
         wide = values.astype(np.uint32)  # in place from here: it may be 100 million pixels
         wide += 128
         wide //= 257  # v * 255 / 65535, rounded
         return Image.fromarray(wide.astype(np.uint8))
-    values = values.astype(np.float32)
-    largest = values.max(initial=0)
+    _, largest = cast(tuple[float, float], picture.getextrema())
     # The files do not say which range they use.
     top = next((top for top in (1.0, 255.0, 65535.0) if largest <= top), largest)
-    return Image.fromarray((values.clip(0, top) * (255.0 / top) + 0.5).astype(np.uint8))
+    return picture.point(lambda value: value * (255.0 / top) + 0.5).convert("L")  # which clips
 
 
 def _from_profile(picture: Image.Image, profile: bytes) -> Image.Image:

@@ -1,6 +1,7 @@
 """A whole dataset: a folder of shards with their records and a manifest, opened for reading."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,8 @@ from pipeline.lineage import Parent
 from pipeline.manifest import Manifest
 from pipeline.pictures import decode_stored
 from pipeline.schemas import describe
-from pipeline.shard import MANIFEST, ShardRecord
+from pipeline.shard import MANIFEST, FileEntry, ShardRecord
+from pipeline.shard_cache import CacheConfig, local_copy
 from pipeline.storage import Folder
 from pipeline.tombstones import live_mask, read_tombstones
 
@@ -42,14 +44,19 @@ class Dataset:
     folder: Folder
     manifest: Manifest
     tombstones: frozenset[bytes]
+    cache: CacheConfig | None = None
+    """Where whole shards are kept of a dataset that is not local; None reads it where it is."""
 
     @staticmethod
-    def open(location: str | Folder, kind: str | None = None) -> "Dataset":
+    def open(
+        location: str | Folder, kind: str | None = None, cache: CacheConfig | None = None
+    ) -> "Dataset":
         """Open a dataset.
 
         Args:
             location: path or URI of its folder.
             kind: the kind that is needed; None takes any.
+            cache: for shards that are read often, such as those of features.
 
         Raises:
             ConfigError: there is none, it is not finished, or it is of another kind.
@@ -62,7 +69,7 @@ class Dataset:
         manifest = Manifest.from_json(value, f"{folder}/{MANIFEST}")
         if kind is not None and manifest.kind != kind:
             raise ConfigError(f"{folder}: holds {manifest.kind!r}, but {kind!r} is needed")
-        return Dataset(folder, manifest, read_tombstones(folder))
+        return Dataset(folder, manifest, read_tombstones(folder), cache)
 
     @property
     def kind(self) -> str:
@@ -100,12 +107,16 @@ class Dataset:
             + f", {len(self.records)} shards, digest {self.digest[:16]}"
         )
 
-    def shard(self, number: int, *, verify: bool = False) -> Shard:
+    def shard(
+        self, number: int, *, verify: bool = False, columns: Sequence[str] | None = None
+    ) -> Shard:
         """Open a shard.
 
         Args:
             number: of the shard.
             verify: read every byte first and compare digests.
+            columns: those that are read of a shard that is not local, and are in the table of any;
+                None takes all, through the cache if there is one.
 
         Raises:
             DatasetError: the shard is missing or damaged; it is named.
@@ -113,12 +124,17 @@ class Dataset:
         record = self.records.get(number)
         if record is None:
             raise DatasetError(f"{self.folder}: shard {number:05d} is not there (set aside)")
-        if verify:
-            for entry in record.files:
+        if self.cache is not None and not self.folder.is_local and columns is None:
+            table = _through(self.cache, self.folder, record.entry)  # compared as it is fetched
+        else:
+            for entry in record.files if verify else ():
                 check_bytes(self.folder, entry.file, entry.bytes, entry.digest)
-        table = read_table(self.folder, record.entry.file)
-        found = describe(table.schema)
-        if found != self.manifest.schema or table.num_rows != record.entry.rows:
+            table = read_table(self.folder, record.entry.file, columns)
+        if columns is None:
+            wanted = self.manifest.schema
+        else:
+            wanted = {name: self.manifest.schema[name] for name in table.schema.names}
+        if describe(table.schema) != wanted or table.num_rows != record.entry.rows:
             raise DatasetError(f"{self.folder}/{record.entry.file}: is not what its record says")
         return Shard(record, table, self.tombstones)
 
@@ -145,16 +161,31 @@ def decode_row(shard: Shard, row: int) -> Image.Image:
         ) from error
 
 
-def read_table(folder: Folder, name: str) -> pa.Table:
+def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A whole IPC file as a table, memory-mapped where it is local.
+
+    Args:
+        folder, name: of the file.
+        columns: those to read; None reads all.
 
     Raises:
         DatasetError: the file is missing or damaged.
     """
     try:
-        return folder.open_arrow(name).read_all()
+        return folder.open_arrow(name, columns).read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise DatasetError(f"{folder}/{name}: cannot be read: {error}{_REBUILD}") from error
+
+
+def _through(cache: CacheConfig, folder: Folder, entry: FileEntry) -> pa.Table:
+    """A shard's table out of the cache; raises as `local_copy`, or DatasetError."""
+    while True:
+        try:
+            name = local_copy(cache, folder, entry)
+        except OSError as error:
+            raise DatasetError(f"{folder}/{entry.file}: cannot be fetched: {error}") from error
+        with contextlib.suppress(FileNotFoundError):  # evicted before it was opened
+            return cache.folder.open_arrow(name).read_all()
 
 
 def check_bytes(folder: Folder, name: str, num_bytes: int, digest: str) -> None:

@@ -64,7 +64,7 @@ def download(
 
     Args:
         slice_: `schemas.SLICE`, also with the column `extra`, which then both tables have.
-        fetch: gets the bytes behind a location.
+        fetch: gets the bytes behind a location; it was told what to expect.
         config: how pictures are stored.
         threads: fetches at once.
         per_host: threads at once that are busy with rows of one host; None is all.

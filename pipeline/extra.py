@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import EXTRA, RAW, extra_type, with_extra
-from pipeline.source_rows import text
+from pipeline.source_rows import is_null, text
 
 
 def kept_type(declared: pa.DataType) -> pa.DataType:
@@ -50,8 +50,10 @@ def extra_column(cells: Mapping[str, Sequence[Any]], kind: pa.StructType) -> pa.
 
 
 def _text(cell: Any) -> str | None:
-    if cell is None or isinstance(cell, (str, bytes)):
-        return None if cell is None else text(cell)
+    if is_null(cell):
+        return None
+    if isinstance(cell, (str, bytes)):
+        return text(cell)
     return text(json.dumps(cell, ensure_ascii=False, default=str))
 
 

@@ -11,6 +11,7 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -80,8 +81,9 @@ class FetchConfig:
 
     shard_timeout_s: float = 600.0
     """Longest time that a shard may keep its worker waiting for pictures, in seconds; what has not
-    come by then is `failed:deadline`. Time in which the worker decodes does not count. Keep it
-    well below `deadline_s`, after which the worker is killed and the shard begun again."""
+    come by then is `failed:deadline`. Time in which the worker decodes does not count. It is at
+    least `total_timeout_s`, and should be well below `deadline_s`, after which the worker is killed
+    and the shard begun again."""
 
     max_download_bytes: int = 64 << 20
     """Largest body read, in bytes, as sent and as unpacked."""
@@ -116,6 +118,11 @@ class FetchConfig:
         for name in (*times, "max_download_bytes", "threads", "per_host"):
             if not getattr(self, name) > 0:  # nan is not either
                 raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+        if self.total_timeout_s > self.shard_timeout_s:
+            raise ConfigError(
+                f"total_timeout_s: {self.total_timeout_s:g} of one picture is more than "
+                f"shard_timeout_s, {self.shard_timeout_s:g} of a whole shard"
+            )
         if self.retries < 0:
             raise ConfigError(f"retries: {self.retries} is negative")
         for name in ("user_agent", "contact"):
@@ -129,12 +136,16 @@ class FetchConfig:
 class Fetcher(Protocol):
     """Gets the bytes behind a location. Used by many threads at once."""
 
+    def expect(self, locations: Sequence[str]) -> None:
+        """Hear what a shard will ask for from now on, each once and nearly in this order."""
+        return None  # most have no use for it
+
     def __call__(self, location: str) -> bytes:
         """Raises FetchFault with the outcome."""
         ...
 
 
-class HttpFetcher:
+class HttpFetcher(Fetcher):
     """Fetches http and https URLs of the open web over kept connections."""
 
     def __init__(self, config: FetchConfig) -> None:
@@ -242,7 +253,7 @@ class HttpFetcher:
 
 
 @dataclass(frozen=True)
-class FolderFetcher:
+class FolderFetcher(Fetcher):
     """Reads pictures from below a folder and from nowhere else."""
 
     folder: Path

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +18,7 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.pair_rows import PairRows
-from pipeline.token_reader import ShardTokens, TokenReader, gather
-from pipeline.views import view_of
+from pipeline.token_reader import Wanted, gather
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Pairs:
-    """The pictures of one split that have image tokens and a kept caption.
+    """The pictures of one split that have image tokens and a kept caption, numbered from 0.
 
     Args:
         features: dataset of kind `features`, or all its views (`views.open_views`).
@@ -61,22 +61,27 @@ class Pairs:
         seed: int = 0,
         pin: bool = False,
     ) -> None:
-        views = [features] if isinstance(features, Dataset) else features
-        self.rows = PairRows(views, captions, split)
-        self._readers = [TokenReader(view) for view in views]
-        self._seed = seed
+        self._split, self._seed = split, seed
         self._memory = BatchMemory(pin=pin)
+        self.parts: list[PairRows] = []
+        """Those of each dataset; pictures are numbered along them."""
+        self.add(features, captions)
+
+    def add(self, features: Dataset | Sequence[Dataset], captions: Dataset) -> None:
+        """Take in the same split of another dataset, of the same encoder; raises as the class."""
+        views = [features] if isinstance(features, Dataset) else features
+        self.parts.append(PairRows(views, captions, self._split, self._seed))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return sum(map(len, self.parts))
 
     def texts(self, pictures: np.ndarray) -> list[list[str]]:
         """The kept captions of each of these pictures."""
-        return self.rows.texts(pictures)
+        return self._each(pictures, lambda part, numbers, _: part.texts(numbers))
 
     def all_texts(self) -> Iterator[str]:
         """The kept captions of all pictures."""
-        return self.rows.all_texts()
+        return chain.from_iterable(part.all_texts() for part in self.parts)
 
     def tokens(
         self, pictures: Sequence[int] | np.ndarray, epochs: np.ndarray | None = None
@@ -90,10 +95,14 @@ class Pairs:
         Returns:
             float16 or bfloat16 [B, P, C]
         """
-        wanted = self._wanted(np.asarray(pictures), epochs)
-        shard, _ = wanted[0]
-        tokens = self._memory.take((len(wanted), *shard.shape), shard.dtype)
-        gather(wanted, tokens.numpy())
+
+        def wanted(part: PairRows, numbers: np.ndarray, at: np.ndarray) -> list[Wanted]:
+            return part.wanted(numbers, None if epochs is None else epochs[at])
+
+        rows = self._each(np.asarray(pictures), wanted)
+        shard, _ = rows[0]
+        tokens = self._memory.take((len(rows), *shard.shape), shard.dtype)
+        gather(rows, tokens.numpy())
         return _as_stored(tokens)
 
     def batch(
@@ -114,30 +123,36 @@ class Pairs:
             caption=torch.tensor([_key(text) for text in texts]),
         )
 
-    def _wanted(
-        self, pictures: np.ndarray, epochs: np.ndarray | None
-    ) -> list[tuple[ShardTokens, int]]:
-        """Where the tokens of each picture are."""
-        places = self.rows.places(pictures)
-        views = [0] * len(places)
-        if epochs is not None and len(self._readers) > 1:
-            uids = self.rows.uids(pictures)
-            views = view_of(uids, epochs, len(self._readers), self._seed).tolist()
-        return [
-            (self._readers[view].shard(number), row)
-            for view, (number, row) in zip(views, places, strict=True)
-        ]
-
     def named(self, pictures: np.ndarray, draw: np.ndarray) -> list[dict[str, str]]:
         """`uid` (hexadecimal) and `caption` of the pairs that `batch` gives; for people."""
-        texts = self._drawn(pictures, draw)
+        uids = self._each(pictures, lambda part, numbers, _: part.uids(numbers))
         return [
             {"uid": uid.hex(), "caption": text}
-            for uid, text in zip(self.rows.uids(pictures), texts, strict=True)
+            for uid, text in zip(uids, self._drawn(pictures, draw), strict=True)
         ]
 
     def _drawn(self, pictures: np.ndarray, draw: np.ndarray) -> list[str]:
-        return self.rows.drawn(pictures, draw)
+        return self._each(pictures, lambda part, numbers, at: part.drawn(numbers, draw[at]))
+
+    def _each(
+        self,
+        pictures: np.ndarray,
+        ask: Callable[[PairRows, np.ndarray, np.ndarray], Sequence[Made]],
+    ) -> list[Made]:
+        """What each picture's dataset says of it.
+
+        Args:
+            pictures: int64[B], their numbers.
+            ask: for a dataset, the numbers of some pictures in it, and where they are among
+                `pictures`, what is said of each.
+        """
+        found: dict[int, Made] = {}
+        first = 0
+        for part in self.parts:
+            at = np.flatnonzero((pictures >= first) & (pictures < first + len(part)))
+            found.update(zip(at.tolist(), ask(part, pictures[at] - first, at), strict=True))
+            first += len(part)
+        return [found[at] for at in range(len(pictures))]
 
 
 class BatchMemory:

@@ -44,11 +44,16 @@ class NearDuplicateConfig:
     """How far each of 4 x 4 coarse colours may differ, in levels of 0 to 255: the hash sees
     no colours."""
 
+    leak_colours: int = 64
+    """The same between a picture and one held out for evaluation: one that was made brighter or
+    grey is no duplicate to unite, but a leak."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.near_bits <= 64:
             raise ConfigError(f"near_bits: {self.near_bits} is not between 0 and 64")
-        if not 0 <= self.near_colours <= 255:
-            raise ConfigError(f"near_colours: {self.near_colours} is not between 0 and 255")
+        for name in ("near_colours", "leak_colours"):
+            if not 0 <= getattr(self, name) <= 255:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not between 0 and 255")
 
 
 def near_pairs(hashes: np.ndarray, colours: np.ndarray, config: NearDuplicateConfig) -> np.ndarray:

@@ -64,8 +64,28 @@ class OrderConfig:
         return asdict(self) if self.shuffle == "lanes" else {"shuffle": self.shuffle}
 
 
+class Draws:
+    """What else is drawn by chance for each picture of a global batch."""
+
+    batch_size: int
+    """Pictures in a global batch."""
+    seed: int
+
+    def caption_draw(self, step: int) -> np.ndarray:
+        """float64[batch_size] in [0, 1): which of its captions each picture has in this step."""
+        return np.random.default_rng((self.seed, _CAPTION, step)).random(self.batch_size)
+
+    def negative_draw(self, step: int) -> np.ndarray:
+        """float64[2, batch_size] in [0, 1): ITM's negative picture and caption of each pair."""
+        return np.random.default_rng((self.seed, _NEGATIVES, step)).random((2, self.batch_size))
+
+    def split_draw(self, step: int) -> np.ndarray:
+        """float64[batch_size] in [0, 1): where the caption of each picture is split in two."""
+        return np.random.default_rng((self.seed, _SPLIT, step)).random(self.batch_size)
+
+
 @dataclass(frozen=True)
-class Order:
+class Order(Draws):
     """Global batches of a data set of `num_pictures`, the same on any number of ranks.
 
     Rank r of R takes the r-th of R equal slices. An epoch is a full shuffle, or goes by lanes,
@@ -74,7 +94,6 @@ class Order:
 
     num_pictures: int
     batch_size: int
-    """Pictures in a global batch."""
     seed: int
     lanes: Lanes | None = None
     """How an epoch is gone through; None shuffles it whole."""
@@ -117,18 +136,6 @@ class Order:
     def epochs(self, step: int) -> np.ndarray:
         """int64[batch_size]: the epoch in which each picture of a step is seen."""
         return np.full(self.batch_size, step // self.steps_per_epoch)
-
-    def caption_draw(self, step: int) -> np.ndarray:
-        """float64[batch_size] in [0, 1): which of its captions each picture has in this step."""
-        return np.random.default_rng((self.seed, _CAPTION, step)).random(self.batch_size)
-
-    def negative_draw(self, step: int) -> np.ndarray:
-        """float64[2, batch_size] in [0, 1): ITM's negative picture and caption of each pair."""
-        return np.random.default_rng((self.seed, _NEGATIVES, step)).random((2, self.batch_size))
-
-    def split_draw(self, step: int) -> np.ndarray:
-        """float64[batch_size] in [0, 1): where the caption of each picture is split in two."""
-        return np.random.default_rng((self.seed, _SPLIT, step)).random(self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ import pyarrow.compute as pc
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.schemas import KEPT
-from pipeline.token_reader import OPEN_SHARDS, has_tokens
+from pipeline.token_reader import OPEN_SHARDS, Presence, TokenReader, Wanted
+from pipeline.views import view_of
+
+_COLUMNS = ("uid", "captions", "split")
+"""What is read of `pairs`; never the pictures."""
 
 
 class PairRows:
@@ -23,24 +27,30 @@ class PairRows:
         views: datasets of kind `features`, the first for evaluation.
         captions: a dataset beside them that has captions and split (`pairs`).
         split: `train`, `validation` or `test`.
+        seed: of the views that pictures show.
 
     Raises:
         ConfigError: they do not lie side by side, or the split is empty.
     """
 
-    def __init__(self, views: Sequence[Dataset], captions: Dataset, split: str) -> None:
+    def __init__(
+        self, views: Sequence[Dataset], captions: Dataset, split: str, seed: int = 0
+    ) -> None:
         check_side_by_side(*views, captions)
+        self._readers = [TokenReader(view) for view in views]
+        self._seed = seed
         self._captions = captions
         self._shard = lru_cache(OPEN_SHARDS)(self._open)
         self.num_without_caption = 0
         """Pictures of the split that have no kept caption."""
         self._numbers = sorted(captions.records)
+        presence = [Presence(view) for view in views]
         rows = []
         for number in self._numbers:
-            shard = captions.shard(number)
+            shard = captions.shard(number, columns=_COLUMNS)
             here = (shard.table.column("split").to_numpy() == split) & np.asarray(shard.live)
-            for view in views:
-                here &= has_tokens(view.shard(number))
+            for present in presence:
+                here &= present(number)
             told = _Captioned(shard.table).counts > 0
             self.num_without_caption += int((here & ~told).sum())
             rows.append(np.flatnonzero(here & told).astype(np.uint32))
@@ -61,6 +71,22 @@ class PairRows:
         shards = np.searchsorted(self._ends, pictures, side="right").tolist()
         rows = self._rows[pictures].tolist()
         return [(self._numbers[shard], row) for shard, row in zip(shards, rows, strict=True)]
+
+    def wanted(self, pictures: np.ndarray, epochs: np.ndarray | None = None) -> list[Wanted]:
+        """Where the tokens of each of these pictures are.
+
+        Args:
+            pictures: int64[B], their numbers.
+            epochs: int64[B], in which each shows one of its views; None is for evaluation.
+        """
+        views = [0] * len(pictures)
+        if epochs is not None and len(self._readers) > 1:
+            uids = self.uids(pictures)
+            views = view_of(uids, epochs, len(self._readers), self._seed).tolist()
+        return [
+            (self._readers[view].shard(number), row)
+            for view, (number, row) in zip(views, self.places(pictures), strict=True)
+        ]
 
     def texts(self, pictures: np.ndarray) -> list[list[str]]:
         """The kept captions of each of these pictures."""
@@ -87,7 +113,7 @@ class PairRows:
                 yield from its
 
     def _open(self, number: int) -> "_Captioned":
-        return _Captioned(self._captions.shard(number).table)
+        return _Captioned(self._captions.shard(number, columns=_COLUMNS).table)
 
 
 class _Captioned:

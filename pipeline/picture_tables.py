@@ -1,17 +1,16 @@
 """Pictures inside tables: a parquet or Arrow column of bytes, or of structs {bytes, path}."""
 
+import math
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.fetch import FetchConfig, FetchFault
+from pipeline.fetch import FetchConfig, Fetcher, FetchFault
 from pipeline.source_files import SourceFile, relative_names
-from pipeline.table_files import UNREADABLE, arrow_batches
-
-_HELD_BYTES = 64 << 20
-"""Of a worker's batches that are kept: its threads are at most some dozens of rows apart."""
+from pipeline.table_files import UNREADABLE, arrow_batches, end_of_damage
 
 
 def is_picture(kind: pa.DataType) -> bool:
@@ -22,11 +21,13 @@ def is_picture(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in binary)
 
 
-class TableFetcher:
+class TableFetcher(Fetcher):
     """Fetches the picture of a row, `00000.parquet/17`. A `path` that a struct names is not read.
 
-    A worker's rows come nearly in order, so a table is read forward, batch by batch, and the last
-    batches are kept; memory depends on neither the table nor its row groups.
+    Threads ask nearly in the order of the rows, and one that is late would find its row passed. So
+    a shard's rows are known beforehand (`expect`), and read in their order, once: whoever asks
+    for one that is not read yet reads up to it, and a batch is kept until all its rows were asked
+    for. Memory is that of the batches whose rows the threads are at.
     """
 
     def __init__(self, files: Sequence[SourceFile], column: str, config: FetchConfig) -> None:
@@ -34,64 +35,78 @@ class TableFetcher:
         self._column = column
         self._max_bytes = config.max_download_bytes
         self._lock = threading.Lock()
+        self._due: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        """Locations to read, in order, with their table and row."""
+        self._read: dict[str, pa.Scalar | FetchFault] = {}
+        """Pictures that were read and not asked for yet; a scalar keeps its batch."""
         self._name = ""
         self._batches: Iterator[tuple[int, pa.Array]] = iter(())
-        self._next_row = 0
-        self._held: tuple[tuple[str, int, pa.Array], ...] = ()
-        """Table, first row and pictures; replaced and never changed, so looked at without the lock:
-        a thread that waited for it too long would find its row gone, and the table read again."""
+        self._first, self._pictures = 0, pa.nulls(0)
+        """The last batch with its first row; the next shard may begin in it."""
+
+    def expect(self, locations: Sequence[str]) -> None:
+        """See `Fetcher`. What is asked for otherwise is `failed:bad_path`."""
+        order = {name: number for number, name in enumerate(self._files)}
+        due = {}
+        for location in locations:
+            name, _, row = location.rpartition("/")
+            if name in order and row.isdecimal():
+                due[location] = name, int(row)
+        ascending = sorted(due.items(), key=lambda item: (order[item[1][0]], item[1][1]))
+        with self._lock:
+            self._due = OrderedDict(ascending)
+            self._read = {}
 
     def __call__(self, location: str) -> bytes:
-        name, _, row = location.rpartition("/")
-        if name not in self._files or not row.isdecimal():
-            raise FetchFault("failed:bad_path")
-        picture = self._look_up(name, int(row))
-        if picture is None:
-            with self._lock:
-                picture = self._look_up(name, int(row))
-                if picture is None:
-                    picture = self._read_to(name, int(row))
+        with self._lock:
+            while location in self._due:
+                self._read_on(*next(iter(self._due.values())))
+            picture = self._read.pop(location, FetchFault("failed:bad_path"))
+        if isinstance(picture, FetchFault):
+            raise picture
         if not picture.is_valid:
             raise FetchFault("failed:missing_file")
         if len(picture.as_buffer()) > self._max_bytes:
             raise FetchFault("failed:too_large")
         return picture.as_py()
 
-    def _look_up(self, name: str, row: int) -> pa.Scalar | None:
-        for table, first, pictures in self._held:
-            if table == name and first <= row < first + len(pictures):
-                return pictures[row - first]
-        return None
-
-    def _read_to(self, name: str, row: int) -> pa.Scalar:
-        """Read on until the row is there. Raises FetchFault."""
-        if name != self._name or row < self._next_row:
+    def _read_on(self, name: str, row: int) -> None:
+        """Read up to the row, the first that is due, and take what is due of its batch."""
+        if name != self._name or row < self._first:
             self._open(name, row)
         try:
-            for first, pictures in self._batches:
-                self._next_row = first + len(pictures)
-                self._hold(first, pictures)
-                if row < self._next_row:
-                    return pictures[row - first]
+            while row >= self._first + len(self._pictures):
+                self._first, self._pictures = next(self._batches)
+        except StopIteration:
+            self._fail(name, math.inf, "failed:missing_file")
         except UNREADABLE:
-            self._name = ""
-            raise FetchFault("failed:unreadable_file") from None
-        raise FetchFault("failed:missing_file")
+            self._name = ""  # what lies behind the damage is read anew
+            end = end_of_damage(self._files[name], self._first + len(self._pictures))
+            self._fail(name, end, "failed:unreadable_file")
+        else:
+            for location, place in self._take_due(name, self._first + len(self._pictures)):
+                self._read[location] = self._pictures[place - self._first]
+
+    def _fail(self, name: str, end: float, fault: str) -> None:
+        for location, _ in self._take_due(name, end):
+            self._read[location] = FetchFault(fault)
+
+    def _take_due(self, name: str, end: float) -> Iterator[tuple[str, int]]:
+        """What is due next of a table, before row `end`; it is due no more."""
+        while self._due:
+            location, (table, row) = next(iter(self._due.items()))
+            if table != name or row >= end:
+                return
+            del self._due[location]
+            yield location, row
 
     def _open(self, name: str, row: int) -> None:
-        self._name, self._next_row = name, row  # what lies before it is not read
+        self._name, self._first, self._pictures = name, row, pa.nulls(0)
         file = self._files[name]
         self._batches = (
             (first, _bytes_of(batch.column(0)))
             for first, batch in arrow_batches(file, [self._column], row)
         )
-
-    def _hold(self, first: int, pictures: pa.Array) -> None:
-        held = (*self._held, (self._name, first, pictures))
-        sizes = [batch.nbytes for _, _, batch in held]
-        while len(sizes) > 2 and sum(sizes) > _HELD_BYTES:
-            sizes.pop(0)
-        self._held = held[-len(sizes) :]
 
 
 def _bytes_of(column: pa.Array) -> pa.Array:

@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.colours import in_channels, opaque, to_srgb
 from pipeline.errors import ConfigError
+from pipeline.picture_bounds import beyond, is_cut_short
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _LONGEST_JPEG_PX = 65_500
@@ -49,7 +50,8 @@ class PictureConfig:
     """Quality of the stored JPEG, 1 to 100."""
 
     max_decoded_px: int = 100_000_000
-    """Largest picture decoded, in pixels (width times height), by its header."""
+    """Largest picture decoded, in pixels (width times height), by its header; of WebP and AVIF half
+    as many, for their decoders hold more at once."""
 
     max_stored_bytes: int = 4 << 20
     """Largest stored picture, in bytes; bounds the size of a shard."""
@@ -86,7 +88,8 @@ def store(data: bytes, config: PictureConfig) -> StoredPicture:
 
     Raises:
         PictureFault: `failed:not_a_picture`, `failed:truncated`, `failed:decode`,
-            `dropped:too_many_pixels`, `dropped:too_long` or `dropped:too_large_stored`.
+            `dropped:too_many_pixels`, `dropped:too_many_scans`, `dropped:too_long` or
+            `dropped:too_large_stored`.
     """
     decoded = _decode(data, config)
     picture = decoded.picture
@@ -151,16 +154,20 @@ def _decode(data: bytes, config: PictureConfig) -> _Decoded:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
             Image.MAX_IMAGE_PIXELS = None  # ours counts, not Pillow's own bound
             with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-                if file.width * file.height > config.max_decoded_px:
-                    raise PictureFault("dropped:too_many_pixels")
+                if reason := beyond(file, data, config.max_decoded_px):
+                    raise PictureFault(reason)
                 return _finished(file, config.short_side_px)
     except PictureFault:
         raise
-    except UnidentifiedImageError:
-        raise PictureFault("failed:not_a_picture") from None
     except Exception as error:  # decoders raise anything on bytes made to hurt them
-        kind = "truncated" if "truncated" in str(error).lower() else "decode"
-        raise PictureFault(f"failed:{kind}") from error
+        raise PictureFault(f"failed:{_kind(error, data)}") from error
+
+
+def _kind(error: Exception, data: bytes) -> str:
+    """One word for what a decoder raised."""
+    if "truncated" in str(error).lower() or is_cut_short(data):
+        return "truncated"
+    return "not_a_picture" if isinstance(error, UnidentifiedImageError) else "decode"
 
 
 def _finished(file: ImageFile.ImageFile, short_side_px: int) -> _Decoded:

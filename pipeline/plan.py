@@ -5,16 +5,18 @@ Its memory is some 370 bytes a picture, the hashes included, whatever the pictur
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.accounting import Account
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.near_duplicates import NearDuplicateConfig, chains, near_pairs, stars
 from pipeline.schemas import HASHES, KEPT, PLAN, TAKEN_DOWN
+from pipeline.shard import MANIFEST
 
 EVALUATION_LEAK = "evaluation_leak"
 """The outcome of a picture that is, or is alike to, one of an evaluation set."""
@@ -77,9 +79,11 @@ def make_plan(
     size = np.where(is_held_out, np.iinfo(np.int64).max, _numpy(table, "original_pixels"))
     distinct = _best_of_each(pixels[claims], size[claims], claims)
     distinct = distinct[np.lexsort((distinct, -size[distinct]))]
-    alike = _alike(table, distinct, near)
     leaks = is_held_out[distinct]
-    leaks[alike[leaks[alike[:, 0]], 1]] = True
+    if held_out.num_rows:  # stricter than for uniting: a leak that stays costs more than a picture
+        met = _alike(table, distinct, replace(near, near_colours=near.leak_colours))
+        leaks[met[leaks[met[:, 0]], 1]] = True
+    alike = _alike(table, distinct, near)
     alike = alike[~leaks[alike].any(axis=1)]
     unites = near.near_duplicates == "unite"
     kept_for = distinct[stars(len(distinct), alike if unites else alike[:0])]
@@ -153,6 +157,14 @@ def _laid_out(
         [columns[n] if n in columns else rows.column(n).take(pa.array(order)) for n in PLAN.names],
         schema=PLAN,
     )
+
+
+def plan_beside(pairs: Dataset) -> pa.Table | None:
+    """The plan by which curate made `pairs`, of all the inputs' rows; None where it is gone."""
+    folder = pairs.folder / ".work" / "plan"
+    if folder.size(MANIFEST) is None:
+        return None
+    return Dataset.open(folder, "plan").shard(0).table
 
 
 def rows_of_shard(plan: pa.Table, output_shard: int) -> pa.Table:

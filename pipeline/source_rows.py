@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def rows_digest(tables: Iterable[pa.Table]) -> str:
 
 def caption_list(cell: Any) -> list[str]:
     """Captions of a row: a null is none, one text is a list of one."""
-    if cell is None:
+    if is_null(cell):
         return []
     return [text(item) for item in (cell if isinstance(cell, list) else [cell])]
 
@@ -57,8 +58,13 @@ def caption_list(cell: Any) -> list[str]:
 def text(cell: Any) -> str:
     """A cell as text: null is empty, and what UTF-8 cannot hold (half of a surrogate pair, which
     JSON can write) is replaced."""
-    if cell is None:
+    if is_null(cell):
         return ""
     if isinstance(cell, bytes):
         return cell.decode("utf-8", errors="replace")
     return str(cell).encode("utf-8", errors="replace").decode("utf-8")
+
+
+def is_null(cell: Any) -> bool:
+    """Whether a cell is none; pandas writes NaN for it, into JSON too."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))

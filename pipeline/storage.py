@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -88,7 +88,7 @@ class Folder:
 
     def create(self) -> None:
         """Create the folder and its parents, unless they are there."""
-        with _clear_errors(self):
+        with clear_errors(self):
             self.fs.create_dir(self.path, recursive=True)
 
     def remove(self) -> None:
@@ -126,17 +126,26 @@ class Folder:
                 file.stream.write(content)
                 file.publish(name)
             return
-        with _clear_errors(self), self.fs.open_output_stream(f"{self.path}/{name}") as stream:
+        with clear_errors(self), self.fs.open_output_stream(f"{self.path}/{name}") as stream:
             stream.write(content)
 
     def publish_json(self, name: str, content: Any) -> None:
         self.publish(name, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def open_arrow(self, name: str) -> pa.ipc.RecordBatchFileReader:
-        """Open an IPC file: memory-mapped where it is local, through the filesystem elsewhere."""
+    def open_arrow(
+        self, name: str, columns: Sequence[str] | None = None
+    ) -> pa.ipc.RecordBatchFileReader:
+        """Open an IPC file: memory-mapped where it is local, through the filesystem elsewhere.
+
+        Of these columns alone, where they are given; no others are read then.
+        """
         path = f"{self.path}/{name}"
         source = pa.memory_map(path) if self.is_local else self.fs.open_input_file(path)
-        return pa.ipc.open_file(source)
+        reader = pa.ipc.open_file(source)
+        if columns is None:
+            return reader
+        numbers = [reader.schema.get_field_index(column) for column in columns]
+        return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=numbers))
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file's bytes, in hexadecimal."""
@@ -155,7 +164,7 @@ class Folder:
         Raises:
             ConfigError: the disk is full, or the folder cannot be written.
         """
-        with _clear_errors(self):
+        with clear_errors(self):
             home = self.path if self.is_local else tempfile.gettempdir()
             if self.is_local:
                 self.create()
@@ -259,7 +268,7 @@ class TemporaryFile:
 
 
 @contextlib.contextmanager
-def _clear_errors(folder: Folder) -> Iterator[None]:
+def clear_errors(folder: Folder) -> Iterator[None]:
     """Turn what only the user can mend (a full disk, no permission) into a ConfigError."""
     try:
         yield

@@ -5,8 +5,9 @@ Parquet, Arrow (IPC files and streams, also of the library datasets), csv, tsv a
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import pyarrow as pa
@@ -97,6 +98,20 @@ def arrow_batches(
     return _ipc_batches(file, names)
 
 
+def end_of_damage(file: SourceFile, row: int) -> float:
+    """The row after those that are lost if this one cannot be read: the end of a parquet's row
+    group; infinite where all that follows is lost."""
+    if file.format != ".parquet":
+        return math.inf
+    try:
+        with file.random_access() as stored:
+            metadata = pa.parquet.read_metadata(stored)
+    except UNREADABLE:
+        return math.inf
+    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return next((end for end in accumulate(sizes) if end > row), math.inf)
+
+
 def _read_typed(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
     for _, block in arrow_batches(file, names):
         for start in range(0, block.num_rows, _ROWS):
@@ -112,12 +127,14 @@ def _parquet_batches(
         file.random_access() as stored,
         pa.parquet.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False) as table,
     ):
-        row, groups = 0, list(range(table.num_row_groups))
-        while groups and row + table.metadata.row_group(groups[0]).num_rows <= first_row:
-            row += table.metadata.row_group(groups.pop(0)).num_rows
-        for batch in table.iter_batches(_batch_rows(table, names), groups, columns=list(names)):
-            yield row, batch
-            row += batch.num_rows
+        size, end = _batch_rows(table, names), 0
+        for group in range(table.num_row_groups):
+            row, end = end, end + table.metadata.row_group(group).num_rows
+            if end <= first_row:
+                continue
+            for batch in table.iter_batches(size, [group], columns=list(names)):
+                yield row, batch
+                row += batch.num_rows
 
 
 def _batch_rows(table: pa.parquet.ParquetFile, names: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ import pyarrow.fs as pafs
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
+from pipeline.plan import plan_beside
 from pipeline.schemas import UID
-from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
 from pipeline.uids import uid_of, uid_of_url
 
@@ -63,10 +63,10 @@ def folders_with(folder: Folder, *names: str) -> Iterator[tuple[Folder, str]]:
 
 def with_copies(pairs: Dataset, uids: Set[bytes]) -> frozenset[bytes]:
     """These uids and those of the pictures that curate united with them, by the plan it left."""
-    folder = pairs.folder / ".work" / "plan"
-    if folder.size(MANIFEST) is None:
+    plan = plan_beside(pairs)
+    if plan is None:
         return frozenset(uids)
-    plan = Dataset.open(folder, "plan").shard(0).table.select(["uid", "output_shard", "output_row"])
+    plan = plan.select(["uid", "output_shard", "output_row"])
     plan = plan.filter(pc.is_valid(plan.column("output_shard")))
     place = pc.add(
         pc.shift_left(plan.column("output_shard").cast(pa.int64()), 32),

@@ -121,7 +121,7 @@ class TarSource:
         return caption_list(fields.get("caption", fields.get("captions")))
 
 
-class TarFetcher:
+class TarFetcher(Fetcher):
     """Fetches a member, `00000.tar/key.jpg`, by its offset; indexes a tar when it is first met."""
 
     def __init__(self, files: Sequence[SourceFile], config: FetchConfig) -> None:

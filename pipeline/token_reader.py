@@ -3,6 +3,7 @@
 import ctypes
 import math
 import mmap
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -74,7 +75,11 @@ def _values(column: pa.ChunkedArray) -> list[np.ndarray]:
     return [chunk.storage.values.to_numpy().reshape(len(chunk), *shape) for chunk in column.chunks]
 
 
-def gather(wanted: Sequence[tuple[ShardTokens, int]], out: np.ndarray) -> None:
+Wanted = tuple[ShardTokens, int]
+"""A shard's tokens, and a row in it."""
+
+
+def gather(wanted: Sequence[Wanted], out: np.ndarray) -> None:
     """Copy rows of shards into a batch.
 
     The kernel is asked for all of them first, so that a disk reads them side by side: of files that
@@ -91,7 +96,7 @@ class TokenReader:
 
     def __init__(self, features: Dataset) -> None:
         self._features = features
-        self.shard = lru_cache(OPEN_SHARDS)(self._open)
+        self.shard = lru_cache(_num_open(features))(self._open)
         """A shard by its number, which stays open for a while; raises as `Dataset.shard`."""
 
     def gather(self, places: Sequence[tuple[int, int]], out: np.ndarray) -> None:
@@ -115,6 +120,45 @@ class TokenReader:
 
     def _open(self, number: int) -> ShardTokens:
         return ShardTokens(self._features.shard(number), self._features.manifest.rows_per_batch)
+
+
+def _num_open(features: Dataset) -> int:
+    """Shards to keep open: those that come through a cache, at most as many as it holds."""
+    if features.cache is None or features.folder.is_local:
+        return OPEN_SHARDS
+    largest = max((record.entry.bytes for record in features.records.values()), default=1)
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torch: ranks of this machine
+    return max(1, min(OPEN_SHARDS, features.cache.cache_bytes // (largest * sharing)))
+
+
+class Presence:
+    """Which rows of `features` have tokens, without fetching shards for it that are not local.
+
+    Shards of as many rows and bytes have as many null rows, for these take bytes of their own: so
+    where one of them has none, the others need no look.
+    """
+
+    def __init__(self, features: Dataset) -> None:
+        self._features = features
+        self._has_null = lru_cache(None)(self._look)
+        self._like = {
+            (record.entry.rows, record.entry.bytes): number
+            for number, record in features.records.items()
+        }
+
+    def __call__(self, number: int) -> np.ndarray:
+        """bool[rows] of a shard: as `has_tokens`."""
+        features, record = self._features, self._features.records[number]
+        if features.folder.is_local or record.erased is not None:
+            return has_tokens(features.shard(number))
+        if self._has_null(self._like[record.entry.rows, record.entry.bytes]):
+            return has_tokens(features.shard(number))
+        if not features.tombstones:
+            return np.ones(record.entry.rows, bool)
+        return np.asarray(features.shard(number, columns=["uid"]).live)
+
+    def _look(self, number: int) -> bool:
+        return bool(self._features.shard(number).table.column("tokens").null_count)
 
 
 def has_tokens(shard: Shard) -> np.ndarray:

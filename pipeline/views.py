@@ -8,32 +8,34 @@ import numpy as np
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.shard import MANIFEST
+from pipeline.shard_cache import CacheConfig
 from pipeline.shuffle import key_of
 from pipeline.storage import Folder
 
 _VIEW = re.compile(r"view-(\d+)")
 
 
-def open_views(location: str) -> list[Dataset]:
+def open_views(location: str, cache: CacheConfig | None = None) -> list[Dataset]:
     """The views of cached features, side by side; the first one is for evaluation.
 
     Args:
         location: of a dataset of kind `features`, which is its only view, or of a folder with
             `view-0`, `view-1` and so on.
+        cache: of shards that are not local; None takes the cache as it is by default.
 
     Raises:
         ConfigError: there is none, one is missing or not finished, or they do not match.
         DatasetError: a dataset.json is damaged.
     """
-    folder = Folder.at(location)
-    names = filter(None, map(_VIEW.fullmatch, folder.entries()))
-    numbers = sorted(int(found[1]) for found in names)
-    if not numbers or folder.size(MANIFEST) is not None:
-        return [Dataset.open(folder, "features")]
+    folder, cache = Folder.at(location), cache or CacheConfig()
+    names = [] if folder.size(MANIFEST) is not None else folder.entries()
+    numbers = sorted(int(found[1]) for found in map(_VIEW.fullmatch, names) if found)
+    if not numbers:
+        return [Dataset.open(folder, "features", cache)]
     if numbers != list(range(len(numbers))):
         missing = min(set(range(len(numbers))) - set(numbers))
         raise ConfigError(f"{folder}: holds view-{numbers[-1]}, but no view-{missing}")
-    views = [Dataset.open(folder / f"view-{number}", "features") for number in numbers]
+    views = [Dataset.open(folder / f"view-{number}", "features", cache) for number in numbers]
     for number, view in enumerate(views):
         told = view.manifest.lineage.config.get("view")
         if told != number:
@@ -43,9 +45,9 @@ def open_views(location: str) -> list[Dataset]:
     return views
 
 
-def open_evaluation_view(location: str) -> Dataset:
-    """The view that measures are taken on; raises as `open_views`."""
-    return open_views(location)[0]
+def open_evaluation_view(location: str, cache: CacheConfig | None = None) -> Dataset:
+    """The view that measures are taken on; arguments and errors as those of `open_views`."""
+    return open_views(location, cache)[0]
 
 
 def check_same_encoder(first: Dataset, other: Dataset) -> None:

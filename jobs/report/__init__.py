@@ -1,6 +1,7 @@
 """`viaduct report`: one page of all that a run made, in one file that asks for nothing else.
 
 contents    what is in a run's folder: datasets, trainings, evaluations, times
+examples    some of what ingest and curate found
 gallery     the pictures that were captioned and found
 figures     curves and bars as SVG, in the page's own colours
 plots       which metrics go into which figure
@@ -16,12 +17,14 @@ from typing import Annotated
 import tyro
 
 from jobs.report.contents import read_run
+from jobs.report.examples import read_examples
 from jobs.report.gallery import read_gallery
 from jobs.report.page import render
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
 
 _FILE = "report.html"
+_EXAMPLES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,8 @@ class Report:
     """Write one HTML page of all that a run made, pictures and figures in it.
 
     Finds datasets, trainings, evaluations, captions and searches in the run's folder and up to two
-    levels below it; what is absent is left out.
+    levels below it; what is absent is left out. Twelve examples show what ingest and curate found:
+    duplicates beside what was kept, rejected captions with their pictures, rows that were lost.
     """
 
     run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -56,11 +60,12 @@ class Report:
         if not folder.exists():
             raise ConfigError(f"{folder}: no such folder")
         contents = read_run(folder)
+        examples = read_examples(contents.datasets, _EXAMPLES)
         gallery = read_gallery(folder, contents.places, self.max_pictures)
         if contents.is_empty and gallery.is_empty:
             raise ConfigError(f"{folder}: holds nothing to report, nor do the folders below it")
         home, name = (folder, _FILE) if self.out is None else _target(self.out)
-        home.publish(name, render(contents, gallery).encode())
+        home.publish(name, render(contents, examples, gallery).encode())
         sys.stdout.write(f"{home}/{name}\n")
 
 

@@ -100,6 +100,7 @@ class Contents:
     name: str
     places: list[tuple[str, Folder]] = field(default_factory=list)
     """Folders that no job made, where its results may lie: names relative to the run's."""
+    datasets: list[Dataset] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
@@ -167,6 +168,7 @@ def _is_made(folder: Folder) -> bool:
 def _read_made(contents: Contents, name: str, folder: Folder) -> None:
     if folder.size(MANIFEST) is not None:
         dataset = Dataset.open(folder)
+        contents.datasets.append(dataset)
         rows = f"{dataset.num_rows:,} rows"
         manifest = dataset.manifest
         contents.made.append(Made(name, dataset.kind, dataset.digest, rows, manifest.lineage))

@@ -145,11 +145,14 @@ def _as_given(run: Folder, name: str) -> tuple[str | None, list[str]]:
 
 
 def _small(folder: Folder, name: str) -> str | None:
-    """A picture as a data URI: decoded and stored anew, so that only a picture can get in."""
-    if folder.size(name) is None:
-        return None
+    """A picture in a folder: decoded and stored anew, so that only a picture can get in."""
+    return None if folder.size(name) is None else as_small(folder.read(name))
+
+
+def as_small(data: bytes) -> str | None:
+    """A picture's bytes as a data URI of a small one; None where they cannot be decoded."""
     try:
-        jpeg = store(folder.read(name), _SMALL).jpeg
+        jpeg = store(data, _SMALL).jpeg
     except PictureFault:
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

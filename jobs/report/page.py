@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.report.contents import Contents, Made, Stage, Training
+from jobs.report.examples import Example
 from jobs.report.gallery import Gallery
 from jobs.report.plots import DIRECTIONS, MODELS, RANKS, retrieval_plots, training_plots
 from jobs.report.wording import duration, instant, percent
@@ -26,7 +27,7 @@ _DIGITS = 12
 """Of a digest that are shown."""
 
 
-def render(contents: Contents, gallery: Gallery) -> str:
+def render(contents: Contents, examples: Mapping[str, Sequence[Example]], gallery: Gallery) -> str:
     """The page; equal contents give equal bytes.
 
     Every text of the run is escaped: captions are anybody's.
@@ -41,6 +42,7 @@ def render(contents: Contents, gallery: Gallery) -> str:
     environment.filters |= {"percent": percent, "duration": duration, "instant": instant}
     return environment.get_template(_TEMPLATE).render(
         run=contents,
+        examples=examples,
         gallery=gallery,
         facts=list(_facts(contents)),
         pictures=[_account(s.kind, s.name, s.pictures) for s in _told(contents.stages)],

@@ -5,6 +5,7 @@ randomness is a function of seed and step, so a run that goes on from a checkpoi
 of one that was never stopped.
 
 config       how long to train, and what to keep of it
+data         the datasets it reads, and in which order
 learner      what a stage brings
 group        the processes that train together, started again when one dies
 training     a training to run: pickled to each process
@@ -20,6 +21,7 @@ boards       TensorBoard, Weights & Biases
 """
 
 from jobs.training.config import LoopConfig
+from jobs.training.data import TrainingData
 from jobs.training.group import Place, RanksConfig, prepare
 from jobs.training.learner import Learner, held_out, mine
 from jobs.training.run import train
@@ -31,6 +33,7 @@ __all__ = [
     "Place",
     "RanksConfig",
     "Training",
+    "TrainingData",
     "held_out",
     "mine",
     "prepare",

@@ -73,9 +73,8 @@ def test_embeddings_lie_beside_pairs_and_are_those_of_the_model(embeddings, data
     found = read_embeddings(images, texts)
     assert len(found.rows) == pairs.num_rows
     train = Pairs(features, pairs, "train")
-    rows = [
-        first_rows(pairs)[shard] + row for shard, row in train.rows.places(np.arange(len(train)))
-    ]
+    places = train.parts[0].places(np.arange(len(train)))
+    rows = [first_rows(pairs)[shard] + row for shard, row in places]
     expected = stage1.embed_pictures(train.tokens(range(len(train)))).numpy()
     np.testing.assert_allclose(found.pictures[rows], expected, atol=1e-5)
     kept = [text for s in pairs.shards() for row in kept_texts(s.table["captions"]) for text in row]

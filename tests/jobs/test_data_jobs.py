@@ -158,6 +158,9 @@ def test_pictures_that_are_alike_are_united_and_those_of_an_evaluation_set_left_
     held_out_digest = Dataset.open(str(tmp_path / "held-out-pairs")).digest
     assert held_out_digest not in parents
     assert pairs.manifest.lineage.config["evaluation"] == [held_out_digest]
+    work = tmp_path / "pairs" / ".work"
+    for name, hashed in (("hashes", {"captions"}), ("evaluation", set())):  # nobody counts those
+        assert Dataset.open(str(work / name)).records[0].attachments.keys() == hashed
 
     run(*command, "--near-duplicates", "ignore", "--out", tmp_path / "all")
     assert Dataset.open(str(tmp_path / "all")).manifest.pictures == Account(4, 4, {})
@@ -414,7 +417,8 @@ def test_curate_without_a_damaged_shard_of_raw_counts_what_it_lacks(tmp_path, pa
 
 def test_ingest_without_shards_that_took_too_long_counts_their_captions(tmp_path, make_folder):
     command = ["ingest", make_folder(9), "--out", tmp_path / "raw", "--attempts", 1]
-    run(*command, "--deadline-s", 0.001, "--publish-incomplete")
+    waits = ("--shard-timeout-s", 0.0005, "--total-timeout-s", 0.0005)
+    run(*command, *waits, "--deadline-s", 0.001, "--publish-incomplete")
     raw = Dataset.open(str(tmp_path / "raw"))
     assert raw.manifest.pictures == Account(9, 0, {"set_aside": 9})
     assert raw.manifest.captions == Account(12, 0, {"picture:set_aside": 12})

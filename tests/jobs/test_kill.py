@@ -245,6 +245,27 @@ def test_an_ingest_whose_worker_was_killed_is_whole_after_the_same_command_again
     assert not list((home / "raw").rglob(".tmp-*"))
 
 
+def test_an_ingest_whose_head_is_gone_is_whole_after_the_same_command_again(urls):
+    home, digest = urls[0] / "headless", urls[1]
+    home.mkdir()
+    Gate.gate.clear()
+    job = ingest_urls(home, "--timeout-s", "100")
+    wait_until((home / "raw/00002.json").exists, job)
+    head = [
+        process
+        for process in psutil.Process(job.pid).children(recursive=True)
+        if process.name() in ("gcs_server", "raylet")
+    ]
+    assert len(head) == 2
+    for process in head:
+        process.kill()
+    Gate.gate.set()
+    job.wait(timeout=300)  # with what is its own to say: it may even end well
+    assert ingest_urls(home).wait(timeout=300) == 0
+    assert digest_in(home) == digest
+    assert not list((home / "raw").rglob(".tmp-*"))
+
+
 # Each Python process of the job imports this first. A mount would need rights that not every
 # machine gives; what a full disk does to a process is that its writes end like this.
 _FULL_DISK = """

@@ -16,6 +16,7 @@ from PIL import Image
 
 from jobs.cli import main
 from jobs.report.contents import read_run
+from jobs.report.examples import Example, read_examples
 from jobs.report.wording import duration, instant, percent
 from pipeline.dataset import Dataset
 from pipeline.storage import Folder
@@ -225,7 +226,16 @@ def page(run_folder) -> Page:
 
 def test_every_part_of_a_run_is_on_the_page(page):
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    sections = {"funnel", "faults", "training", "retrieval", "captions", "searches", "time"}
+    sections = {
+        "funnel",
+        "examples",
+        "faults",
+        "training",
+        "retrieval",
+        "captions",
+        "searches",
+        "time",
+    }
     assert sections | {"lineage"} <= ids
     told = " ".join(a["aria-label"] for _, a in page.tags if "aria-label" in a)
     for title in ("Losses", "ITM accuracy", "Recall at 1 during", "temperature", "Perplexity"):
@@ -310,14 +320,79 @@ def test_the_page_asks_for_nothing_beside_itself(run_folder, page):
     assert policy[0]["content"].startswith("default-src 'none'")
 
 
-def test_pictures_are_inside_the_page(page):
+def test_pictures_are_inside_the_page(run_folder, page):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
+    examples = [one for some in examples_of(run_folder).values() for one in some]
+    num_examples = sum((one.picture is not None) + (one.kept is not None) for one in examples)
+    assert all(attributes["alt"] for attributes in images)
+    images = images[num_examples:]
     # Three captioned, one found, one searched for; what leads out of the searches' folder is not.
     assert len(images) == 5
-    assert all(attributes["alt"] for attributes in images)
     data = base64.b64decode(images[0]["src"].partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (80, 60)
     assert page.text.count("picture not there") == 2
+
+
+def examples_of(folder: Path, limit: int = 12) -> dict[str, list[Example]]:
+    return read_examples(read_run(Folder.at(str(folder))).datasets, limit)
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory, ray_session, draw_folder) -> Path:
+    """`raw` and `pairs` of pictures with duplicates, captions that say nothing and broken files."""
+    home = tmp_path_factory.mktemp("findings")
+    source = draw_folder(home / "source", 12)
+    (source / "images" / "0003.png").write_text("<html>not here</html>")
+    rows = [json.loads(line) for line in (source / "pairs.jsonl").read_text().splitlines()]
+    for row, caption in ((4, "IMG_1234.jpg"), (8, "click to enlarge"), (9, "")):
+        rows[row]["captions"] = [caption]
+    (source / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["ingest", str(source), "--out", str(home / "raw")]) == 0
+    assert main(["curate", str(home / "raw"), "--out", str(home / "pairs")]) == 0
+    shutil.rmtree(source)
+    return home
+
+
+def test_examples_show_what_was_found(findings):
+    found = examples_of(findings)
+    united = found["Pictures that were like others"]
+    assert [(one.reason, one.url) for one in united] == [("duplicate", "images/0006.png")]
+    assert united[0].picture == united[0].kept  # of equal pixels
+    assert united[0].texts
+    rejected = {one.reason: one for one in found["Captions that were rejected"]}
+    assert rejected.keys() == {"rejected:boilerplate", "rejected:file_name"}
+    assert rejected["rejected:boilerplate"].texts == ["click to enlarge"]
+    assert rejected["rejected:boilerplate"].url == "images/0008.png"
+    assert all(one.picture for one in rejected.values())
+    lost = {one.reason: (one.url, one.picture) for one in found["Rows without a picture"]}
+    assert lost == {"failed:not_a_picture": ("images/0003.png", None)}
+    assert report(findings, "--out", findings / "page.html") == 0
+    page = Page((findings / "page.html").read_text())
+    for words in ("duplicate , beside the one kept", "click to enlarge", "images/0003.png"):
+        assert words in page.text
+
+
+def test_no_more_examples_than_asked_for_and_of_each_kind_in_turn(findings):
+    for limit in range(1, 5):
+        found = examples_of(findings, limit)
+        assert sum(map(len, found.values())) == limit
+        assert len(found) == min(3, limit)
+
+
+def test_what_was_taken_down_is_no_example(findings, tmp_path):
+    shutil.copytree(findings, tmp_path / "run")
+    before = examples_of(tmp_path / "run")
+    names = {one.url for some in before.values() for one in some}
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    assert main(["takedown", str(tmp_path / "list.txt"), "--in", str(tmp_path / "run")]) == 0
+    assert examples_of(tmp_path / "run") == {}
+
+
+def test_without_its_raw_a_dataset_shows_what_it_has_itself(findings, tmp_path):
+    shutil.copytree(findings / "pairs", tmp_path / "pairs")
+    assert examples_of(tmp_path).keys() == {"Captions that were rejected"}
+    shutil.rmtree(tmp_path / "pairs" / ".work")
+    assert examples_of(tmp_path).keys() == {"Captions that were rejected"}
 
 
 def test_identifiers_are_unique_and_references_lead_to_them(page):

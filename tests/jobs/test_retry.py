@@ -142,6 +142,7 @@ def test_a_retry_of_files_needs_the_source_and_may_have_nothing_to_do(
         ((), "source: name what to read, or with --retry an earlier raw"),
         (("SOURCE", "--retry-classes", "dns"), "retry_classes: are those of --retry"),
         (("--retry", "nowhere"), "nowhere: no such folder"),
+        (("SOURCE", "--deadline-s", "600"), "shard_timeout_s: 600 is not below deadline_s 600"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, capsys, options, line):

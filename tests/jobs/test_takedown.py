@@ -306,7 +306,7 @@ def test_wrong_input_is_one_line(run, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("a\n")
     (tmp_path / "nothing").mkdir()
     for words, message in (
-        ([tmp_path / "missing.txt", "--in", run], "missing.txt: cannot be read"),
+        ([tmp_path / "missing.txt", "--in", run], "missing.txt: no such file"),
         ([tmp_path / "empty.txt", "--in", run], "names nothing to take down"),
         ([tmp_path / "list.txt", "--in", tmp_path / "nothing"], "no dataset, index or training"),
     ):

@@ -11,10 +11,13 @@ import torch
 
 from jobs.cli import main
 from jobs.train_stage1 import Stage1Learner, TrainStage1
-from jobs.training import LoopConfig, Place
+from jobs.training import LoopConfig, Place, TrainingData
 from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1
 from model.start import StartConfig, start_tokenizer
 from pipeline.dataset import Dataset
+from pipeline.loader import Pairs
+from pipeline.order import OrderConfig
 from pipeline.tombstones import add_tombstones
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -56,27 +59,28 @@ def test_the_checkpoint_names_what_it_was_made_from(unbroken, data, bert_folder)
 
 
 def test_the_lineage_holds_the_schedule_that_a_default_stands_for(data, tmp_path):
-    where = {"features": str(data / "features"), "captions": str(data / "pairs")}
-    features, pairs = (Dataset.open(where[name]) for name in ("features", "captions"))
+    where = {"features": (str(data / "features"),), "captions": (str(data / "pairs"),)}
+    opened = TrainingData.open(*where.values(), (), OrderConfig())
     for steps, schedule in ((300, (0.4, 1.0)), (250_000, (0.0, 0.0))):
         start = StartConfig(start="scratch")
         job = TrainStage1(**where, out=str(tmp_path), start=start, loop=LoopConfig(steps=steps))
-        config = job._lineage(features, pairs, Place(1, False, 1)).config
+        config = job._lineage(opened, Place(1, False, 1)).config
         assert (config["itm_joins_at"], config["itm_hardens_until"]) == schedule
 
 
 def test_the_pairs_that_are_named_are_those_of_the_batch(data, bert_folder, tmp_path):
-    features, pairs = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    features = Dataset.open(str(data / "features"))
     job = TrainStage1(
-        features=str(data / "features"),
-        captions=str(data / "pairs"),
+        features=(str(data / "features"),),
+        captions=(str(data / "pairs"),),
         out=str(tmp_path),
         start=StartConfig(start=f"hf:{bert_folder}", max_text_tokens=12),
         loop=LoopConfig(batch_size=8, seed=3),
     )
     tokenizer = start_tokenizer(job.start, [])
     cpu = torch.device("cpu")
-    learner = Stage1Learner(job, features, pairs, tokenizer.to_json(), cpu)
+    opened = TrainingData.open(job.features, job.captions, job.mix, job.order)
+    learner = Stage1Learner(job, opened, tokenizer.to_json(), cpu)
     rows = {}
     for number in features.records:
         shard = features.shard(number)
@@ -89,6 +93,25 @@ def test_the_pairs_that_are_named_are_those_of_the_batch(data, bert_folder, tmp_
         assert torch.equal(batch.texts.ids, ids)
         for pair, tokens in zip(named, batch.tokens.numpy(), strict=True):
             np.testing.assert_array_equal(rows[pair["uid"]], tokens)
+
+
+def test_validation_measures_recall_by_itc_alone(unbroken, data, metrics):
+    """Counted one by one: is a picture's best caption its own, a caption's best picture its own?"""
+    features, pairs = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    held_out = Pairs(features, pairs, "validation")
+    pictures = np.arange(len(held_out))
+    stage1 = load_stage1(Checkpoint.open(str(unbroken)))
+    texts = held_out.texts(pictures)
+    owners = [picture for picture in pictures for _ in texts[picture]]
+    words = stage1.embed_texts([text for its in texts for text in its])
+    queries = stage1.embed_pictures(held_out.tokens(pictures))
+    sims = torch.stack([(words @ query.T).amax(dim=1) for query in queries])
+    of_pictures = np.mean([owners[row.argmax()] == at for at, row in enumerate(sims)])
+    of_texts = np.mean([row.argmax() == owner for owner, row in zip(owners, sims.T, strict=True)])
+    told = metrics(unbroken)[-1]
+    assert (told["split"], told["step"]) == ("validation", 12)
+    assert told["recall_at_1_picture_to_text"] == pytest.approx(of_pictures)
+    assert told["recall_at_1_text_to_picture"] == pytest.approx(of_texts)
 
 
 MICRO = ("--steps", 6, "--batch-size", 16, "--accumulate", 2)

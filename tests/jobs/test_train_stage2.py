@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs import cli
 from jobs.cli import main
 from jobs.train_stage2 import Stage2Learner
+from jobs.training import TrainingData
 from jobs.training.updates import Updates
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage2
@@ -90,18 +91,18 @@ def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert read_training(tmp_path / "out") == read_training(whole)
 
 
-def make_learner(command: list[object], data: Path, stage1: Path) -> Stage2Learner:
+def make_learner(command: list[object], stage1: Path) -> Stage2Learner:
     """What a command trains, in this process."""
     job = cli._parse(str(command[0]), [str(word) for word in command[1:]])
-    features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
+    opened = TrainingData.open(job.features, job.captions, job.mix, job.order)
     checkpoint = Checkpoint.open(str(stage1))
-    return Stage2Learner(job, checkpoint, features, captions, "", torch.device("cpu"))
+    return Stage2Learner(job, checkpoint, opened, "", torch.device("cpu"))
 
 
 def test_micro_batches_make_the_update_of_one_large_batch(data, unbroken, stage2_command):
     """Captions differ in length, so that micro-batches hold other numbers of tokens."""
     command = stage2_command(Path("nowhere"), "--batch-size", 12)
-    one, several = (make_learner(command, data, unbroken) for _ in range(2))
+    one, several = (make_learner(command, unbroken) for _ in range(2))
     batch = one.batch(0)
     parts = [
         Stage2Batch(*(value[rows] for value in vars(batch).values()))
@@ -148,7 +149,7 @@ def test_a_few_held_out_captions_are_written_at_each_validation(stage2, data):
 def test_stage_2_splits_captions_by_seed_and_step(data, unbroken, stage2_command, t5_folder):
     t5 = f"hf:{t5_folder}"
     command = stage2_command(Path("nowhere"), "--language-model", t5, "--seed", 5)
-    learner = make_learner(command, data, unbroken)
+    learner = make_learner(command, unbroken)
     features, captions = (Dataset.open(str(data / name)) for name in ("features", "pairs"))
     pairs = Pairs(features, captions, "train")
     order = Order(len(pairs), 8, seed=5)

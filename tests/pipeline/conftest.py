@@ -2,12 +2,14 @@
 
 import io
 import itertools
+import os
 import socket
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 
@@ -210,3 +212,25 @@ def cached() -> SimpleNamespace:
         make_pairs=make_pairs,
         make_features=make_features,
     )
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """Options of an S3 URI that lead to a bucket `tables` of this module's own, on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    before = dict(os.environ)
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_EC2_METADATA_DISABLED="1"
+    )
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
+    fs, _ = pafs.FileSystem.from_uri(f"s3://tables?{options}&allow_bucket_creation=true")
+    fs.create_dir("tables")
+    yield fs, options
+    fs.delete_dir_contents("tables")  # all of moto's servers in a process have one memory
+    server.stop()
+    os.environ.clear()
+    os.environ.update(before)

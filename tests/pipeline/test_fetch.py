@@ -436,6 +436,13 @@ def test_a_configuration_that_makes_no_sense_is_refused_with_its_value(name, val
         FetchConfig(**{name: value})
 
 
+def test_a_picture_may_not_take_longer_than_its_shard():
+    FetchConfig(total_timeout_s=30.0, shard_timeout_s=30.0)
+    told = r"total_timeout_s: 60 of one picture is more than shard_timeout_s, 30 of"
+    with pytest.raises(ConfigError, match=told):
+        FetchConfig(shard_timeout_s=30.0)
+
+
 @pytest.mark.parametrize("host", ["", "http://a.org", "a.org/x", "me@a.org", "a b"])
 def test_a_host_to_allow_is_a_name_or_an_address(host):
     with pytest.raises(ConfigError, match="allow_host"):

@@ -47,7 +47,7 @@ def read_all(features: Dataset, pairs: Dataset) -> torch.Tensor:
 
 
 def rows_held(pairs: Pairs) -> list[int]:
-    places = pairs.rows.places(np.arange(len(pairs)))
+    places = pairs.parts[0].places(np.arange(len(pairs)))
     first = dict(enumerate(np.cumsum([0, *SHARDS]).tolist()))
     return [first[shard] + row for shard, row in places]
 
@@ -65,9 +65,9 @@ def test_only_the_split_and_only_captions_in_use(features, pairs, split):
     assert found.texts(np.arange(len(rows))) == texts
     assert list(found.all_texts()) == [text for its in texts for text in its]
     ends = np.searchsorted(rows, np.cumsum(SHARDS))
-    assert found.rows.shard_sizes.tolist() == np.diff(ends, prepend=0).tolist()
+    assert found.parts[0].shard_sizes.tolist() == np.diff(ends, prepend=0).tolist()
     without = [r for r in range(0, sum(SHARDS), 4) if SPLITS[r % len(SPLITS)] == split]
-    assert found.rows.num_without_caption == len(without)
+    assert found.parts[0].num_without_caption == len(without)
 
 
 @pytest.mark.parametrize("of", ["pairs", "features"])
@@ -83,7 +83,7 @@ def test_what_was_taken_down_from_either_dataset_is_left_out(tmp_path, of, cache
     )
     assert rows_held(found) == expected_rows("train", without=down)
     whole = Pairs(features, pairs, "train")
-    assert found.rows.num_without_caption == whole.rows.num_without_caption - 1
+    assert found.parts[0].num_without_caption == whole.parts[0].num_without_caption - 1
 
 
 def test_a_picture_without_tokens_is_left_out(tmp_path, pairs, cached):

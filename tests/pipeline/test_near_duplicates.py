@@ -124,7 +124,9 @@ def test_chains_are_what_hangs_together(graph):
     assert chains(count, np.array(sorted(pairs), int).reshape(-1, 2)).tolist() == first
 
 
-@pytest.mark.parametrize("wrong", [{"near_bits": -1}, {"near_bits": 65}, {"near_colours": 256}])
+@pytest.mark.parametrize(
+    "wrong", [{"near_bits": -1}, {"near_bits": 65}, {"near_colours": 256}, {"leak_colours": -1}]
+)
 def test_a_configuration_that_makes_no_sense_is_refused_with_its_value(wrong):
     key, value = next(iter(wrong.items()))
     with pytest.raises(ConfigError, match=f"{key}: {value} is not between"):

@@ -1,6 +1,7 @@
 """Pictures that lie in tables, as others write them, come out byte for byte."""
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,14 +9,19 @@ import datasets
 import polars
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.fs as pafs
 import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from pipeline import picture_tables
+from pipeline.accounting import Account
+from pipeline.download import download
 from pipeline.errors import ConfigError
-from pipeline.fetch import FetchConfig, FetchFault
+from pipeline.fetch import FetchConfig, Fetcher, FetchFault
 from pipeline.picture_tables import TableFetcher
-from pipeline.sources import open_source
+from pipeline.pictures import PictureConfig
+from pipeline.sources import Source, cut, open_source
 from pipeline.uids import uid_of
 from pipeline.url_tables import SourceColumns
 
@@ -25,6 +31,12 @@ COUNT = 30
 @pytest.fixture(scope="module")
 def pictures(encode, noise) -> list[bytes]:
     return [encode(noise(number), "PNG") for number in range(COUNT)]
+
+
+def fetcher_of(source: Source, expected: list[str], **options) -> Fetcher:
+    fetch = source.open_fetcher(FetchConfig(**options))
+    fetch.expect(expected)
+    return fetch
 
 
 def write(path: Path, pictures: list[bytes], form: str) -> None:
@@ -82,18 +94,17 @@ def test_what_others_write_comes_through_whole(tmp_path, monkeypatch, pictures, 
         }
         for number in range(COUNT + 1)
     ]
-    fetch = source.open_fetcher(FetchConfig())
+    fetch = fetcher_of(source, [row["url"] for row in rows])
     assert [fetch(row["url"]) for row in rows[:-1]] == pictures
     with pytest.raises(FetchFault, match="failed:missing_file"):
         fetch(rows[-1]["url"])
     with pytest.raises(FetchFault, match="failed:too_large"):
-        source.open_fetcher(FetchConfig(max_download_bytes=10))(rows[0]["url"])
+        fetcher_of(source, [rows[0]["url"]], max_download_bytes=10)(rows[0]["url"])
 
 
 @pytest.mark.parametrize("form", ["polars.parquet", "stream.arrow"])
 def test_any_order_and_many_threads_get_each_its_picture(tmp_path, monkeypatch, pictures, form):
     monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 4000)
-    monkeypatch.setattr("pipeline.picture_tables._HELD_BYTES", 1000)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder, pictures if folder == "a" else pictures[::-1], form)
@@ -102,21 +113,83 @@ def test_any_order_and_many_threads_get_each_its_picture(tmp_path, monkeypatch, 
     expected = dict(zip(urls, [*pictures, None, *pictures[::-1], None], strict=True))
     suffix = form.partition(".")[2]
     assert urls[0] == f"a/a.{suffix}/0"
-    asked = [url for url, data in expected.items() if data] * 3
+    asked = [url for url, data in expected.items() if data]
     random.Random(0).shuffle(asked)
     fetch = source.open_fetcher(FetchConfig())
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(fetch, asked)) == [expected[url] for url in asked]
+    for some in (asked, asked[:9]):
+        fetch.expect(some)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(fetch, some)) == [expected[url] for url in some]
+
+
+@pytest.fixture
+def batches_read(monkeypatch) -> list[tuple[str, int, int]]:
+    """The batches of pictures that were read: file, first row, rows."""
+    read = []
+    open_batches = picture_tables.arrow_batches
+
+    def recording(file, names, first_row):
+        for first, batch in open_batches(file, names, first_row):
+            read.append((str(file), first, batch.num_rows))
+            yield first, batch
+
+    monkeypatch.setattr(picture_tables, "arrow_batches", recording)
+    return read
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_shard_reads_a_batch_once_however_late_its_threads_are(
+    tmp_path, monkeypatch, pictures, batches_read, form
+):
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 4000)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, pictures, form)
+    source = open_source(f"{tmp_path}/*/*.[ap]*", SourceColumns())  # .arrow, .parquet
+    (slice_,) = cut(source.tables(), 1000)
+    dice = random.Random(0)
+
+    def late(location: str) -> bytes:
+        """A thread may be held up between taking its row and asking for it."""
+        time.sleep(dice.choice([0, 0, 0.05]))
+        return fetch(location)
+
+    fetch = source.open_fetcher(FetchConfig())
+    fetch.expect(slice_.column("url").to_pylist())
+    got = download(slice_, late, PictureConfig(), threads=32)
+    assert got.pictures == Account(62, 60, {"failed:missing_file": 2})
+    assert len(set(batches_read)) == len(batches_read)
+    assert sum(rows for _, _, rows in batches_read) == 62
+
+
+@pytest.mark.parametrize("form", ["datasets.parquet", "feather.arrow", "stream.arrow"])
+def test_tables_of_pictures_on_an_object_store_are_those_of_a_disk(
+    tmp_path, pictures, bucket, form
+):
+    fs, options = bucket
+    write(tmp_path, pictures, form)
+    pafs.copy_files(str(tmp_path), f"tables/{form}", destination_filesystem=fs)
+    here = open_source(str(tmp_path), SourceColumns())
+    (slice_,) = cut(here.tables(), 1000)
+    urls = slice_.column("url").to_pylist()
+    for location in (f"s3://tables/{form}?{options}", f"s3://tables/{form}/*.[ap]*?{options}"):
+        there = open_source(location, SourceColumns())
+        assert there.digest() == here.digest()
+        assert next(cut(there.tables(), 1000)).equals(slice_)
+        fetch = fetcher_of(there, urls)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(fetch, urls[:-1])) == pictures
 
 
 def test_what_is_no_row_is_no_path(tmp_path, pictures):
     write(tmp_path, pictures[:2], "polars.parquet")
-    fetch = open_source(str(tmp_path), SourceColumns()).open_fetcher(FetchConfig())
     wrong = {
         **dict.fromkeys(("a.parquet", "b.parquet/0", "a.parquet/-1", "../a.parquet/0"), "bad_path"),
         **dict.fromkeys(("a.parquet/0x1", "/etc/passwd", "a.parquet/", ""), "bad_path"),
         **dict.fromkeys(("a.parquet/3", "a.parquet/99999999999999999999999"), "missing_file"),
     }
+    source = open_source(str(tmp_path), SourceColumns())
+    fetch = fetcher_of(source, [*wrong, "a.parquet/1"])
     for location, outcome in wrong.items():
         with pytest.raises(FetchFault, match=f"^failed:{outcome}$"):
             fetch(location)
@@ -132,10 +205,12 @@ def test_a_damaged_picture_column_fails_its_rows_and_no_others(tmp_path, picture
     path.write_bytes(whole[:start] + b"\xff" * 60 + whole[start + 60 :])
     source = open_source(str(tmp_path), SourceColumns())
     assert sum(table.num_rows for table in source.tables()) == COUNT + 1
-    fetch = source.open_fetcher(FetchConfig())
-    with pytest.raises(FetchFault, match="failed:unreadable_file"):
-        fetch("a.parquet/12")
-    assert fetch("a.parquet/25") == pictures[25]
+    lost, whole = range(11, 22), [*range(11), *range(22, COUNT)]
+    fetch = fetcher_of(source, [f"a.parquet/{row}" for row in range(COUNT)])
+    for row in lost:
+        with pytest.raises(FetchFault, match="failed:unreadable_file"):
+            fetch(f"a.parquet/{row}")
+    assert [fetch(f"a.parquet/{row}") for row in whole] == [pictures[row] for row in whole]
 
 
 def test_urls_go_before_pictures_unless_the_column_is_named(tmp_path, pictures):
@@ -145,7 +220,7 @@ def test_urls_go_before_pictures_unless_the_column_is_named(tmp_path, pictures):
     assert open_source(path, SourceColumns()).locations == "url"
     named = open_source(path, SourceColumns(picture_column="photo"))
     assert named.locations == "row"
-    assert named.open_fetcher(FetchConfig())("t.parquet/0") == pictures[0]
+    assert fetcher_of(named, ["t.parquet/0"])("t.parquet/0") == pictures[0]
     with pytest.raises(ConfigError, match=r"t\.parquet: 'caption' is string, which is no picture"):
         open_source(path, SourceColumns(picture_column="caption"))
     with pytest.raises(ConfigError, match=r"is not used, .*has pictures in its column 'photo'"):
@@ -171,8 +246,7 @@ def test_a_decoded_picture_is_that_of_its_row(tmp_path):
     columns = {"image": shown, "caption": ["a", "b", "c"]}
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "t.parquet")
-    source = open_source(str(tmp_path), SourceColumns())
-    fetch = source.open_fetcher(FetchConfig())
+    fetch = fetcher_of(open_source(str(tmp_path), SourceColumns()), ["t.parquet/1"])
     assert isinstance(fetch, TableFetcher)
     (tmp_path / "1.png").write_bytes(fetch("t.parquet/1"))
     assert Image.open(tmp_path / "1.png").getpixel((0, 0)) == (40, 0, 0)

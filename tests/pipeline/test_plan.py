@@ -332,6 +332,23 @@ def test_what_is_alike_to_a_picture_held_out_is_a_leak_and_what_is_alike_to_a_le
     assert captions == Account(6, 0, {f"picture:{leak}": 6})
 
 
+def test_colours_may_differ_more_from_a_picture_held_out_than_from_one_to_unite_with():
+    rows = [
+        row(n, n, phash=9) | {"colours": bytes([level]) * 48}
+        for n, level in (("a", 0), ("b", 64), ("c", 65), ("d", 84), ("e", 110))
+    ]
+    held_out = [row("y", "y", phash=9)]
+    leak = "evaluation_leak"
+    assert outcomes_by_input(plan_of(rows, held_out=held_out)) == [
+        *(leak, leak),
+        KEPT,
+        "near_duplicate",
+        KEPT,
+    ]
+    plan = plan_of(rows, held_out=held_out, leak_colours=20)
+    assert outcomes_by_input(plan) == [leak, KEPT, "near_duplicate", "near_duplicate", KEPT]
+
+
 def test_equal_pictures_are_leaks_even_where_near_duplicates_are_ignored():
     rows = [row("a", "x"), row("b", "y")]
     plan = plan_of(rows, held_out=[row("z", "x")], near_duplicates="ignore")

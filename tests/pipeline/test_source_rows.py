@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.captions import MAX_CHARS
+from pipeline.extra import extra_column
 from pipeline.schemas import SOURCE
-from pipeline.source_rows import caption_list, source_rows, text
+from pipeline.source_rows import caption_list, is_null, source_rows, text
 from pipeline.uids import uid_of_url
 
 CELL = st.none() | st.text(st.characters()) | st.binary() | st.integers() | st.floats()
@@ -22,7 +23,7 @@ def test_any_cells_become_rows_of_the_schema(cells):
     table.validate(full=True)
     assert table.num_rows == len(cells)
     for (_, cell), stored in zip(cells, table.column("captions").to_pylist(), strict=True):
-        count = 0 if cell is None else len(cell) if isinstance(cell, list) else 1
+        count = 0 if is_null(cell) else len(cell) if isinstance(cell, list) else 1
         assert len(stored) == count
         assert all(len(caption) <= MAX_CHARS + 1 for caption in stored)
 
@@ -33,3 +34,12 @@ def test_nulls_and_bytes_are_texts_where_they_can_be():
     table = source_rows(["http://a"], [["w" * (MAX_CHARS + 9), "short"]], uid_of_url)
     assert [len(t) for t in table.column("captions")[0].as_py()] == [MAX_CHARS + 1, 5]
     assert pa.types.is_list(table.schema.field("captions").type)
+
+
+def test_the_nan_that_pandas_writes_for_a_null_is_one():
+    nan = float("nan")
+    assert caption_list(nan) == []
+    assert caption_list([nan, 0.0]) == ["", "0.0"]
+    assert text(nan) == ""
+    (extra,) = extra_column({"license": [nan]}, pa.struct([("license", pa.string())])).to_pylist()
+    assert extra == {"license": None}

@@ -6,6 +6,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 from pipeline.errors import ConfigError
@@ -67,6 +68,30 @@ def test_pairs_come_through_whole_in_the_order_of_the_tars(tmp_path, form):
     assert [fetch(row["url"]) for row in rows] == [b"000000000", long.encode(), b"000000010"]
     small = source.open_fetcher(FetchConfig(max_download_bytes=8))
     assert outcome(small, rows[0]["url"]) == "failed:too_large"
+
+
+def test_tars_on_an_object_store_are_those_of_a_disk(tmp_path, bucket):
+    fs, options = bucket
+    for number in range(6):  # more than a worker keeps open
+        members = [m for k in range(4) for m in pair(f"{number}{k}", f"caption {k}", license="cc")]
+        write(tmp_path / f"{number}.tar", members)
+    pafs.copy_files(str(tmp_path), "tables/tars", destination_filesystem=fs)
+    columns = SourceColumns(keep=("license",))
+    here = open_source(str(tmp_path), columns)
+    rows = rows_of(tmp_path, columns)
+    assert len(rows) == 24
+    for location in (f"s3://tables/tars?{options}", f"s3://tables/tars/[0-5].tar?{options}"):
+        there = open_source(location, columns)
+        assert there.digest() == here.digest()
+        assert rows_of(location, columns) == rows
+        fetch = there.open_fetcher(FetchConfig())
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(fetch, [row["url"] for row in rows]))
+        assert got == [row["url"][6:8].encode() for row in rows]
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:1500])
+    pafs.copy_files(f"{tmp_path}/cut.tar", "tables/cut.tar", destination_filesystem=fs)
+    with pytest.raises(ConfigError, match=r"cut\.tar: cannot be read"):
+        rows_of(f"s3://tables/cut.tar?{options}")
 
 
 def test_tars_of_several_folders_are_named_by_them(tmp_path):

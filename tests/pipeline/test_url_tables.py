@@ -1,6 +1,5 @@
 """Many tables are one source, wherever they lie and however they are compressed."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipeline.errors import ConfigError
 from pipeline.sources import open_source
@@ -133,25 +131,6 @@ def test_a_picture_folder_that_is_not_there_or_not_used_is_named(tmp_path):
         open_source(f"{tmp_path}/a/t.csv", PLAIN, f"{tmp_path}/none")
     with pytest.raises(ConfigError, match=r"picture_folder: .* not used, .*u\.csv has URLs in its"):
         open_source(str(urls), PLAIN, str(tmp_path / "a"))
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """Options of an S3 URI that lead to a bucket `tables` of this module's own, on loopback."""
-    before = dict(os.environ)
-    os.environ.update(
-        AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_EC2_METADATA_DISABLED="1"
-    )
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-    fs, _ = pafs.FileSystem.from_uri(f"s3://tables?{options}&allow_bucket_creation=true")
-    fs.create_dir("tables")
-    yield fs, options
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_tables_on_an_object_store_are_the_tables(bucket, tmp_path):

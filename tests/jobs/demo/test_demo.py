@@ -25,7 +25,7 @@ def test_a_small_demo_runs_every_command_and_finds_every_planted_fault(tmp_path)
     home = tmp_path / "run"
     planted = json.loads((home / "planted.json").read_text())
     seen = {fault: counts for fault, counts in planted.items() if counts["as"] is not None}
-    assert seen.keys() == {"missing", "html", "truncated", "duplicate"}
+    assert seen.keys() == {"missing", "html", "truncated", "duplicate", "says_nothing"}
     assert all(counts["found"] == counts["planted"] > 0 for counts in seen.values())
     commands = [line["step"] for line in json.loads((home / "timings.json").read_text())]
     assert commands == [

@@ -1,6 +1,5 @@
 """TensorBoard shows what the lines say, and so does Weights & Biases."""
 
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -11,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import jobs.training.run as train_run
 from jobs.cli import main
 from jobs.training.boards import WeightsAndBiases
+from model.checkpoint import Checkpoint
 from pipeline.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -80,10 +80,7 @@ def test_weights_and_biases_gets_every_line_and_goes_on_with_its_run(
     assert first == second
     assert (first["project"], first["resume"], first["dir"]) == ("viaduct", "allow", str(out))
     assert first["config"]["config"]["batch_size"] == 8
-    digests = [
-        json.loads((its / "checkpoint.json").read_text())["digest"] for its in (out, unbroken)
-    ]
-    assert digests[0] == digests[1]
+    assert Checkpoint.open(str(out)).digest == Checkpoint.open(str(unbroken)).digest
 
 
 def test_without_the_package_it_is_one_line_before_anything_starts(

@@ -36,6 +36,7 @@ class LineLearner:
             self.module.weight.copy_(torch.tensor([[0.5, -1.0, 2.0]]))
             self.module.bias.fill_(0.3)
         self.seen: list[int] = []
+        self.num_updates = 0
 
     def losses(self, module: nn.Module, batch: Lines, number: int) -> dict[str, Tensor]:
         self.seen.append(number)
@@ -44,7 +45,7 @@ class LineLearner:
         return {"loss": errors.mean(), "largest": errors.max(), "weight": weight}
 
     def updated(self) -> None:
-        pass
+        self.num_updates += 1
 
 
 class EqualLearner(LineLearner):
@@ -107,6 +108,7 @@ def test_micro_batches_make_the_update_of_one_large_batch_and_log_its_loss(count
             assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-12)
         assert weights(several) == pytest.approx(weights(one), rel=1e-12)
     assert several.seen == list(range(9))
+    assert several.num_updates == one.num_updates == 3
 
 
 def test_without_weights_micro_batches_count_alike():
