@@ -212,6 +212,7 @@ def test_bf16_features_are_the_fp16_ones_rounded_otherwise(tmp_path, pairs):
     np.testing.assert_allclose(as_fp32, arrays["fp16"].astype(np.float32), rtol=2**-7, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_int8_features_are_those_of_fp16_to_a_part_of_each_channels_spread(tmp_path, pairs):
     add_tombstones(pairs.folder, [pairs.shard(1).table.column("uid")[3].as_py()])
     tokens = {}
@@ -241,6 +242,7 @@ def test_int8_features_are_those_of_fp16_to_a_part_of_each_channels_spread(tmp_p
     assert main([str(word) for word in command]) == 2
 
 
+@pytest.mark.slow
 def test_views_are_datasets_of_their_own_and_of_the_same_pictures(tmp_path, pairs, capsys):
     command = ["features", tmp_path / "pairs", *CNN, "--out", tmp_path / "F"]
     run(*command, "--views", 3)
