@@ -11,7 +11,7 @@ import torch
 
 from jobs.cli import main
 from jobs.train_stage1 import Stage1Learner, TrainStage1
-from jobs.training import LoopConfig, Place, TrainingData
+from jobs.training import LoopConfig, TrainingData
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
 from model.start import StartConfig, start_tokenizer
@@ -64,7 +64,7 @@ def test_the_lineage_holds_the_schedule_that_a_default_stands_for(data, tmp_path
     for steps, schedule in ((300, (0.4, 1.0)), (250_000, (0.0, 0.0))):
         start = StartConfig(start="scratch")
         job = TrainStage1(**where, out=str(tmp_path), start=start, loop=LoopConfig(steps=steps))
-        config = job._lineage(opened, Place(1, False, 1)).config
+        config = job._lineage(opened).config
         assert (config["itm_joins_at"], config["itm_hardens_until"]) == schedule
 
 
