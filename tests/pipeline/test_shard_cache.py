@@ -170,7 +170,10 @@ def reads(location: str, config: CacheConfig, seed: int, failed) -> None:
 
 
 @pytest.mark.slow
-def test_many_processes_share_a_cache_that_holds_less_than_they_read(tmp_path, remote, entries):
+def test_many_processes_share_a_cache_that_holds_less_than_they_read(
+    tmp_path, remote, entries, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where processes find this file
     config = config_of(tmp_path, entries, 2.5)
     context = multiprocessing.get_context("spawn")
     failed = context.Event()
