@@ -12,11 +12,11 @@ from indexes.recall import ranks, recall
 from jobs.cluster import ClusterConfig, session
 from jobs.training import (
     LoopConfig,
+    MicroBatches,
     RanksConfig,
     Training,
     TrainingData,
     held_out,
-    mine,
     prepare,
     train,
 )
@@ -66,8 +66,7 @@ class TrainStage1:
         """Train, or go on."""
         where = (self.features, self.captions, self.mix)
         data = TrainingData.open(*where, self.order, self.cache)
-        pairs = data.pairs(self.loop.seed)
-        data.order_of(pairs, self.loop.micro_batch_size, self.loop.seed)  # raises if too few
+        pairs = MicroBatches(data, self.loop).pairs  # raises if too few
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             training = Training(
@@ -108,31 +107,27 @@ class Stage1Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        seed = job.loop.seed
-        self._pairs = data.pairs(seed, pin=device.type == "cuda")
+        self._train = MicroBatches(data, job.loop, pin=device.type == "cuda")
         self._held_out = held_out(*data.evaluation)
-        self._order = data.order_of(self._pairs, job.loop.micro_batch_size, seed)
         width = data.encoder["width"]
         self._tokenizer = CaptionTokenizer.from_json(tokenizer)
-        self.module = start_stage1(job.start, self._tokenizer, width, seed)
+        self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
         self.config: dict[str, Any] = asdict(self.module.config)
 
     def batch(self, number: int) -> Stage1Batch:
         """This rank's part of a micro-batch."""
-        pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
-        epochs = mine(self._order.epochs(number))
-        return self._encoded(self._pairs.batch(pictures, draw, epochs))
+        return self._encoded(self._train.of_this_rank(number))
 
     def named(self, number: int) -> list[dict[str, str]]:
         """uid and caption of the pairs of a micro-batch."""
-        return self._pairs.named(self._order.batch(number), self._order.caption_draw(number))
+        return self._train.named(number)
 
     def losses(self, module: nn.Module, batch: Stage1Batch, number: int) -> dict[str, Tensor]:
         """ITC, ITG and, once it has joined, ITM."""
         objectives, steps = self._job.objectives, self._job.loop.steps
         step = number // self._job.loop.accumulate
         hardness = objectives.itm_hardness(step, steps)
-        uniform = torch.from_numpy(self._order.negative_draw(number))
+        uniform = torch.from_numpy(self._train.order.negative_draw(number))
         with_itg = objectives.has_itg(step, steps)
         losses = module(batch, objectives, hardness, uniform, with_itg=with_itg)
         told = {"temperature": self.module.temperature.detach()}

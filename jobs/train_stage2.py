@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.cluster import ClusterConfig, session
 from jobs.training import (
     LoopConfig,
+    MicroBatches,
     RanksConfig,
     Training,
     TrainingData,
@@ -105,8 +106,7 @@ class TrainStage2:
         where = (self.features, self.captions, self.mix)
         data = TrainingData.open(*where, self.order, self.cache)
         check_features(stage1, data.evaluation[0])
-        pairs = data.pairs(self.loop.seed)
-        data.order_of(pairs, self.loop.micro_batch_size, self.loop.seed)  # raises if too few
+        MicroBatches(data, self.loop)  # raises if there are too few
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
@@ -164,13 +164,11 @@ class Stage2Learner:
         device: torch.device,
     ) -> None:
         self._job, self._device = job, device
-        seed = job.loop.seed
-        self._pairs = data.pairs(seed, pin=device.type == "cuda")
+        self._train = MicroBatches(data, job.loop, pin=device.type == "cuda")
         self._held_out = held_out(*data.evaluation)
-        self._order = data.order_of(self._pairs, job.loop.micro_batch_size, seed)
         self._language = load_language_model(job.language.language_model).to(device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(job.loop.seed)
             self.module = Stage2(stage1.qformer, self._language.width)
         take_over(self.module, stage1.tensors())
         self.config: dict[str, Any] = stage1.config | {
@@ -183,14 +181,12 @@ class Stage2Learner:
 
     def batch(self, number: int) -> Stage2Batch:
         """This rank's part of a micro-batch."""
-        pictures, draw = mine(self._order.batch(number)), mine(self._order.caption_draw(number))
-        split_draw = mine(self._order.split_draw(number))
-        epochs = mine(self._order.epochs(number))
-        return self._encoded(self._pairs.batch(pictures, draw, epochs), split_draw)
+        split_draw = mine(self._train.order.split_draw(number))
+        return self._encoded(self._train.of_this_rank(number), split_draw)
 
     def named(self, number: int) -> list[dict[str, str]]:
         """uid and caption of the pairs of a micro-batch."""
-        return self._pairs.named(self._order.batch(number), self._order.caption_draw(number))
+        return self._train.named(number)
 
     def losses(self, module: nn.Module, batch: Stage2Batch, number: int) -> dict[str, Tensor]:
         """The language model's loss."""

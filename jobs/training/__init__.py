@@ -21,8 +21,8 @@ boards       TensorBoard, Weights & Biases
 """
 
 from jobs.training.config import LoopConfig
-from jobs.training.data import TrainingData
-from jobs.training.group import Place, RanksConfig, prepare
+from jobs.training.data import MicroBatches, TrainingData
+from jobs.training.group import RanksConfig, prepare
 from jobs.training.learner import Learner, held_out, mine
 from jobs.training.run import train
 from jobs.training.training import Training
@@ -30,7 +30,7 @@ from jobs.training.training import Training
 __all__ = [
     "Learner",
     "LoopConfig",
-    "Place",
+    "MicroBatches",
     "RanksConfig",
     "Training",
     "TrainingData",

@@ -1,4 +1,4 @@
-"""What a training reads: one dataset or several, and in which order."""
+"""What a training reads: one dataset or several, and in which order; a rank's part of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from jobs.training.config import LoopConfig
+from jobs.training.learner import mine
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Parent
-from pipeline.loader import Pairs
+from pipeline.loader import Batch, Pairs
 from pipeline.mix import MixedOrder
 from pipeline.order import Order, OrderConfig
 from pipeline.shard_cache import CacheConfig
@@ -98,3 +100,29 @@ class TrainingData:
             return Order.of(sizes[0], self.order, batch_size, seed)
         weights = self.mix or [len(part) for part in pairs.parts]
         return MixedOrder.of(sizes, weights, self.order, batch_size, seed)
+
+
+class MicroBatches:
+    """The pairs of a training in its order, a micro-batch after the other.
+
+    Args:
+        data: what is read.
+        loop: how many at a time, and the seed.
+        pin: as of `Pairs`.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+
+    def __init__(self, data: TrainingData, loop: LoopConfig, *, pin: bool = False) -> None:
+        self.pairs = data.pairs(loop.seed, pin=pin)
+        self.order = data.order_of(self.pairs, loop.micro_batch_size, loop.seed)
+
+    def of_this_rank(self, number: int) -> Batch:
+        """This rank's part of a micro-batch."""
+        drawn = (self.order.batch, self.order.caption_draw, self.order.epochs)
+        return self.pairs.batch(*(mine(draw(number)) for draw in drawn))
+
+    def named(self, number: int) -> list[dict[str, str]]:
+        """uid and caption of the pairs of a micro-batch, on all ranks."""
+        return self.pairs.named(self.order.batch(number), self.order.caption_draw(number))

@@ -72,7 +72,7 @@ def test_a_rank_reads_its_part_of_each_batch_in_its_epochs(
     made = Stage1Learner(job, read, start_tokenizer(job.start, []).to_json(), cpu)
     asked = []
     monkeypatch.setattr(made, "_encoded", lambda batch: batch)
-    monkeypatch.setattr(made._pairs, "batch", lambda *its: asked.append(np.stack(its)))
+    monkeypatch.setattr(made._train.pairs, "batch", lambda *its: asked.append(np.stack(its)))
     for num_ranks in (1, 2, 4):
         monkeypatch.setattr(learner.ranks, "num_ranks", lambda n=num_ranks: n)
         for rank in range(num_ranks):
@@ -81,7 +81,7 @@ def test_a_rank_reads_its_part_of_each_batch_in_its_epochs(
     whole, *parts = asked
     np.testing.assert_array_equal(np.concatenate(parts[:2], axis=1), whole)
     np.testing.assert_array_equal(np.concatenate(parts[2:], axis=1), whole)
-    order = made._order
+    order = made._train.order
     assert whole.tolist() == [
         its(9).tolist() for its in (order.batch, order.caption_draw, order.epochs)
     ]
