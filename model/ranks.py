@@ -73,7 +73,12 @@ def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
     Ranks hold different numbers of tokens; dividing by its own would weigh a rank's tokens by how
     few they are.
     """
-    share = summed(count.to(total.dtype)) / num_ranks()
+    return over_mean_count(total, summed(count.to(total.dtype)))
+
+
+def over_mean_count(total: Tensor, of_all: Tensor) -> Tensor:
+    """As `mean_over_ranks`, of a count that is `summed` already."""
+    share = of_all / num_ranks()
     return total / share.clamp(min=torch.finfo(total.dtype).tiny)
 
 

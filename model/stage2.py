@@ -17,7 +17,7 @@ from model.layers import INIT_STD, initialise
 from model.precision import exact
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormer, QFormerConfig
-from model.ranks import mean_over_ranks, summed
+from model.ranks import over_mean_count, summed
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Stage2(nn.Module):
             ignore_index=IGNORED,
             reduction="sum",
         )
-        count = (batch.targets != IGNORED).sum()
-        return {"loss": mean_over_ranks(total, count), "weight": summed(count.to(total.dtype))}
+        weight = summed((batch.targets != IGNORED).sum().to(total.dtype))
+        return {"loss": over_mean_count(total, weight), "weight": weight}
 
 
 def take_over(stage2: Stage2, stage1: dict[str, Tensor]) -> None:
