@@ -1,5 +1,6 @@
 """What each step of a run computes, reads and writes, and how long that takes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,10 +8,8 @@ from jobs.plan.rates import GB, Rates
 from model.costs import EmbedCost, EncoderCost, TrainCost
 from model.qformer import QFormerConfig
 from pipeline.errors import ConfigError
+from pipeline.schemas import features_schema
 
-_VALUE_BYTES = {"fp16": 2, "bf16": 2, "int8": 1}
-_SCALE_BYTES = {"fp16": 0, "bf16": 0, "int8": 4}
-"""Of each token, at most."""
 _FLOAT_BYTES, _ID_BYTES = 4, 8
 _TRAINED_BYTES = 3 * _FLOAT_BYTES
 """Of a trained parameter in a checkpoint: itself and AdamW's two means."""
@@ -148,8 +147,9 @@ class Run:
     @property
     def token_bytes(self) -> int:
         """Image tokens of one picture, as cached."""
-        values = self.encoder.width * _VALUE_BYTES[self.dtype]
-        return self.encoder.num_tokens * (values + _SCALE_BYTES[self.dtype])
+        schema = features_schema(self.encoder.num_tokens, self.encoder.width, self.dtype)
+        tensors = (field.type for field in schema if field.name != "uid")
+        return sum(math.prod(its.shape) * its.value_type.bit_width // 8 for its in tensors)
 
     @property
     def features_bytes(self) -> float:
