@@ -255,6 +255,19 @@ def disturb(monkeypatch) -> Callable:
 
 
 @pytest.fixture
+def stop_at(disturb) -> Callable[[int], None]:
+    """Has a training stopped before the losses of a step, as by Ctrl-C: `stop_at(step)`."""
+
+    def stop_at(step: int) -> None:
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        disturb(step, stop)
+
+    return stop_at
+
+
+@pytest.fixture
 def no_ranks(monkeypatch) -> None:
     """Whoever starts ranks fails."""
 

@@ -138,15 +138,12 @@ def test_schedules_go_by_updates_and_not_by_micro_batches(accumulated, metrics):
 
 @pytest.mark.parametrize("number", [9, 10])
 def test_a_training_that_was_stopped_between_micro_batches_goes_on_as_if_it_had_not_been(
-    tmp_path, stage1_command, rank_here, disturb, monkeypatch, accumulated, read_training, number
+    tmp_path, stage1_command, rank_here, stop_at, monkeypatch, accumulated, read_training, number
 ):
     """Within an update, and between two."""
 
-    def stop():
-        raise KeyboardInterrupt
-
     command = stage1_command(tmp_path / "out", *MICRO)
-    disturb(number, stop)
+    stop_at(number)
     with rank_here():
         assert run(*command) == 130
     monkeypatch.undo()

@@ -67,15 +67,12 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, m
 
 @pytest.mark.slow
 def test_a_training_goes_on_with_another_number_of_ranks(
-    tmp_path, stage1_command, rank_here, disturb, metrics, monkeypatch
+    tmp_path, stage1_command, rank_here, stop_at, metrics, monkeypatch
 ):
-    def stop():
-        raise KeyboardInterrupt
-
     options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8)
     with rank_here():
         assert run(*stage1_command(tmp_path / "one", *options)) == 0
-        disturb(5, stop)
+        stop_at(5)
         assert run(*stage1_command(tmp_path / "two", *options)) == 130
         monkeypatch.undo()
     assert run(*stage1_command(tmp_path / "two", *options, "--ranks", 2)) == 0

@@ -56,13 +56,10 @@ def test_a_line_is_the_mean_of_its_window_and_how_often_one_looks_changes_nothin
 
 
 def test_a_line_that_was_cut_off_is_written_anew(
-    tmp_path, stage1_command, rank_here, disturb, monkeypatch, unbroken, read_training
+    tmp_path, stage1_command, rank_here, stop_at, monkeypatch, unbroken, read_training
 ):
-    def stop():
-        raise KeyboardInterrupt
-
     command = stage1_command(tmp_path / "out")
-    disturb(6, stop)
+    stop_at(6)
     with rank_here():
         assert run(*command) == 130
     monkeypatch.undo()

@@ -58,7 +58,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path,
     stage1_command,
     rank_here,
-    disturb,
+    stop_at,
     monkeypatch,
     unbroken,
     read_training,
@@ -69,13 +69,10 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 ):
     """Before the first checkpoint, at one, after ITM has joined, and at the last step."""
 
-    def stop():
-        raise KeyboardInterrupt
-
     command = stage1_command(tmp_path / "out")
     with rank_here():
         with monkeypatch.context():
-            disturb(step, stop)
+            stop_at(step)
             assert run(*command) == 130
         assert "stopped; the same command goes on from here" in capsys.readouterr().err
         assert [m["step"] for m in metrics(tmp_path / "out") if m["split"] == "train"][-1] == step
@@ -104,13 +101,10 @@ def test_a_training_stopped_between_its_last_step_and_its_end_only_ends(
 
 
 def test_an_unfinished_training_with_another_option_is_refused_and_stays(
-    tmp_path, stage1_command, rank_here, disturb, monkeypatch, unbroken, read_training, refused
+    tmp_path, stage1_command, rank_here, stop_at, monkeypatch, unbroken, read_training, refused
 ):
-    def stop():
-        raise KeyboardInterrupt
-
     out = tmp_path / "out"
-    disturb(5, stop)
+    stop_at(5)
     with rank_here():
         assert run(*stage1_command(out)) == 130
     monkeypatch.undo()
@@ -122,21 +116,21 @@ def test_an_unfinished_training_with_another_option_is_refused_and_stays(
 
 
 def test_a_damaged_checkpoint_is_named_when_the_training_goes_on(
-    tmp_path, stage1_command, rank_here, disturb, monkeypatch, refused
+    tmp_path, stage1_command, rank_here, stop_at, monkeypatch, refused
 ):
     command = stage1_command(tmp_path / "out")
-    file = damaged(command, rank_here, disturb, monkeypatch)
+    file = damaged(command, rank_here, stop_at, monkeypatch)
     with rank_here():
         assert f"{file}: damaged: its digest differs" in refused(*command)
 
 
 @pytest.mark.slow
 def test_what_a_rank_cannot_mend_is_told_at_once_in_one_line(
-    tmp_path, stage1_command, rank_here, disturb, monkeypatch
+    tmp_path, stage1_command, rank_here, stop_at, monkeypatch
 ):
     """In a command of its own: what ranks print would come here at any time."""
     command = stage1_command(tmp_path / "out")
-    file = damaged(command, rank_here, disturb, monkeypatch)
+    file = damaged(command, rank_here, stop_at, monkeypatch)
     words = [Path(sys.executable).with_name("viaduct"), *map(str, command)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
@@ -146,13 +140,10 @@ def test_what_a_rank_cannot_mend_is_told_at_once_in_one_line(
     assert "start again" not in ended.stderr
 
 
-def damaged(command: list[object], rank_here, disturb, monkeypatch) -> Path:
+def damaged(command: list[object], rank_here, stop_at, monkeypatch) -> Path:
     """Stop a training after its first checkpoint, and damage that; the file that has it."""
 
-    def stop():
-        raise KeyboardInterrupt
-
-    disturb(5, stop)
+    stop_at(5)
     with rank_here():
         assert run(*command) == 130
     monkeypatch.undo()
