@@ -7,6 +7,8 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
 from pipeline.schemas import KEPT
 
 MAX_CHARS = 10_000
@@ -66,6 +68,26 @@ def unite(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
         count += 1
         first.setdefault(caption["text"], caption)
     return list(first.values()), count - len(first)
+
+
+def open_captions(location: str) -> Dataset:
+    """Open a dataset whose rows have captions and a split: `pairs`, or `captions` beside it.
+
+    Raises:
+        ConfigError: there is none, it is not finished, or it is of another kind.
+        DatasetError: dataset.json is damaged.
+    """
+    dataset = Dataset.open(location)
+    if dataset.kind == "candidates":
+        raise ConfigError(
+            f"{dataset.folder}: holds 'candidates', of which none is chosen yet; "
+            f"`viaduct select-captions {location} --out captions` does that"
+        )
+    if dataset.kind not in ("pairs", "captions"):
+        raise ConfigError(
+            f"{dataset.folder}: holds {dataset.kind!r}, but 'pairs' or 'captions' is needed"
+        )
+    return dataset
 
 
 def kept_texts(
