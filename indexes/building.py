@@ -139,7 +139,10 @@ def _pictures(
         embedded = texts.table.column("texts_digest").take(rows).to_pylist()
         for uid, its, digest in zip(table.column("uid").to_pylist(), kept, embedded, strict=True):
             if texts_digest(its) != digest:
-                raise ConfigError(f"picture {uid.hex()}: other captions were embedded than it has")
+                raise ConfigError(
+                    f"picture {uid.hex()}: other captions were embedded than it has; "
+                    "--captions names a dataset `captions` that they are of"
+                )
     return pa.table(
         {
             "uid": table.column("uid"),

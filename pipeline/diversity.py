@@ -38,7 +38,7 @@ class Diversity:
     def of(texts: Sequence[str]) -> "Diversity":
         """Count these captions."""
         folded = [text.casefold() for text in texts]
-        rows = pc.utf8_split_whitespace(pa.array(folded, pa.string()))
+        rows = pa.array([text.split() for text in folded], pa.list_(pa.string()))
         coded = pc.list_flatten(rows).dictionary_encode()
         known = np.array([text_digest(word) for word in coded.dictionary.to_pylist()], np.uint64)
         words = known[coded.indices.to_numpy()]
