@@ -5,8 +5,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.dataset import Dataset
+from pipeline.errors import ConfigError
 from pipeline.schemas import KEPT
 
 MAX_CHARS = 10_000
@@ -66,6 +70,41 @@ def unite(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
         count += 1
         first.setdefault(caption["text"], caption)
     return list(first.values()), count - len(first)
+
+
+def open_captions(location: str) -> Dataset:
+    """Open a dataset whose rows have captions and a split: `pairs`, or `captions` beside it.
+
+    Raises:
+        ConfigError: there is none, it is not finished, or it is of another kind.
+        DatasetError: dataset.json is damaged.
+    """
+    dataset = Dataset.open(location)
+    if dataset.kind == "candidates":
+        raise ConfigError(
+            f"{dataset.folder}: holds 'candidates', of which none is chosen yet; "
+            f"`viaduct select-captions {location} --out captions` does that"
+        )
+    if dataset.kind not in ("pairs", "captions"):
+        raise ConfigError(
+            f"{dataset.folder}: holds {dataset.kind!r}, but 'pairs' or 'captions' is needed"
+        )
+    return dataset
+
+
+def in_a_line(captions: pa.ChunkedArray) -> tuple[pa.StructArray, np.ndarray]:
+    """The captions of all rows one after the other, and int64[N], which row each is of.
+
+    Args:
+        captions: a column of `schemas.CAPTION` or `schemas.SCORED_CAPTION` lists.
+    """
+    column = captions.combine_chunks()
+    return pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+
+
+def strings(captions: pa.StructArray, name: str) -> np.ndarray:
+    """object[N]: text, source or status of captions, in memory of its own."""
+    return np.array(pc.struct_field(captions, name).to_pylist(), object)
 
 
 def kept_texts(

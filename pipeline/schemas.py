@@ -11,6 +11,14 @@ KEPT = "kept"
 TAKEN_DOWN = "taken_down"
 """The outcome of a picture in the tombstones of its dataset."""
 
+SCORE = pa.struct([("judge", pa.string()), ("itc", pa.float32()), ("itm", pa.float32())])
+"""How well a caption fits its picture, by one judge.
+
+`judge` is `stage1:` with the first 12 digits of a checkpoint's digest, or `clip:NAME`; `itc` their
+similarity, a cosine; `itm` the probability that they match, null for a judge that tells none.
+"""
+SCORED_CAPTION = pa.struct([*CAPTION, ("scores", pa.list_(SCORE))])
+
 _PICTURE = [
     ("uid", UID),
     ("url", pa.string()),
@@ -73,6 +81,12 @@ PLAN = pa.schema(
 
 PAIRS = pa.schema([*_PICTURE, ("split", pa.string())])
 
+CANDIDATES = pa.schema(
+    [("uid", UID), ("captions", pa.list_(SCORED_CAPTION)), ("split", pa.string())]
+)
+"""Captions beside `pairs`, the web's and those that a model wrote: all that were found
+(`candidates`), or the same after some were chosen (`captions`)."""
+
 EXTRA = "extra"
 """The column of what was kept of a source's further columns; absent where nothing was."""
 
@@ -96,6 +110,8 @@ ROWS_PER_BATCH = {
     "plan": 65536,
     "recurring": 65536,
     "pairs": 64,
+    "candidates": 256,
+    "captions": 256,
     "features": 16,
     "image_embeddings": 64,
     "text_embeddings": 256,
