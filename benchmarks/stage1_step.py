@@ -41,7 +41,8 @@ from jobs.malloc import keep_memory
 from model.itc import contrastive_loss, same_pairs, similarity
 from model.itm import draw_negatives, match_loss
 from model.layers import Attention
-from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.objectives import ObjectivesConfig
+from model.stage1 import Stage1, Stage1Batch
 
 NUM_TOKENS, PADDED_TO = 257, 32
 ENCODER = "eva_giant_patch14_clip_224"

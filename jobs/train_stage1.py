@@ -1,5 +1,6 @@
 """`viaduct train-stage1`: the Q-Former from cached features, by ITC, ITM and ITG."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -21,9 +22,18 @@ from jobs.training import (
     train,
 )
 from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features
+from model.objectives import ITC, LOSSES, ObjectivesConfig
 from model.optimizer import OptimizerConfig
-from model.stage1 import ObjectivesConfig, Stage1Batch
-from model.start import StartConfig, start_digest, start_stage1, start_tokenizer
+from model.stage1 import Stage1Batch
+from model.start import (
+    StartConfig,
+    size_from_checkpoint,
+    start_digest,
+    start_from_checkpoint,
+    start_stage1,
+    start_tokenizer,
+)
 from model.tokenizer import CaptionTokenizer
 from pipeline.lineage import Lineage
 from pipeline.loader import Batch, Pairs
@@ -37,7 +47,9 @@ class TrainStage1:
     """Train the Q-Former on cached image tokens and captions; no picture is opened.
 
     The defaults are those of BLIP-2's paper. A run that was stopped goes on from its last
-    checkpoint and gives the losses of one that was not.
+    checkpoint and gives the losses of one that was not. With --init another training begins where
+    one has ended, with --losses by some of the objectives alone: --losses itg makes a captioner of
+    a checkpoint, --losses itc,itm a judge of captions.
     """
 
     features: tuple[str, ...]
@@ -65,28 +77,46 @@ class TrainStage1:
 
     def run(self) -> Checkpoint:
         """Train, or go on."""
+        init = None if self.start.init is None else Checkpoint.open(self.start.init, 1)
         where = (self.features, self.captions, self.mix)
         data = TrainingData.open(*where, self.order, self.cache)
+        if init is not None:
+            check_features(init, data.evaluation[0])
+            size_from_checkpoint(self.start, init)  # raises if captions are too long for it
         pairs = MicroBatches(data, self.loop).pairs  # raises if too few
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             training = Training(
                 folder=Folder.at(self.out),
                 stage=1,
-                lineage=self._lineage(data),
+                lineage=self._lineage(data, init),
                 loop=self.loop,
                 optimizer=self.optimizer,
-                make_learner=partial(Stage1Learner, self, data),
-                tokenizer=lambda: start_tokenizer(self.start, pairs.all_texts()).to_json(),
+                make_learner=partial(Stage1Learner, self, data, init=init),
+                tokenizer=lambda: self._tokenizer(init, pairs.all_texts()),
             )
             return train(training, self, self.ranks, place)
 
-    def _lineage(self, data: TrainingData) -> Lineage:
-        parts = (self.start, self.objectives.resolved(self.loop.steps), self.optimizer)
-        config = {name: value for part in parts for name, value in asdict(part).items()}
+    def resolved_objectives(self) -> ObjectivesConfig:
+        """The objectives, with numbers in place of defaults that depend on the training."""
+        trained = self.start.init is not None
+        return self.objectives.resolved(self.loop.steps, trained=trained)
+
+    def _tokenizer(self, init: Checkpoint | None, texts: Iterable[str]) -> str:
+        if init is not None:
+            return init.read("tokenizer").decode()
+        return start_tokenizer(self.start, texts).to_json()
+
+    def _lineage(self, data: TrainingData, init: Checkpoint | None = None) -> Lineage:
+        objectives = asdict(self.resolved_objectives())
+        if objectives["losses"] == ",".join(LOSSES):
+            del objectives["losses"]  # told where some are left out
+        config = self.start.lasting | objectives | asdict(self.optimizer)
         frozen: dict[str, Any] = {"encoder": data.encoder}
-        if (digest := start_digest(self.start)) is not None:
-            frozen["start"] = {"name": self.start.start, "weights_digest": digest}
+        if init is not None:
+            frozen["init"] = {"digest": init.digest}
+        elif (digest := start_digest(self.start)) is not None:
+            frozen["start"] = {"name": self.start.base, "weights_digest": digest}
         config |= data.lasting | self.loop.lasting
         return Lineage("train-stage1", config, data.parents, frozen)
 
@@ -106,13 +136,18 @@ class Stage1Learner:
         data: TrainingData,
         tokenizer: str,
         device: torch.device,
+        init: Checkpoint | None = None,
     ) -> None:
         self._job, self._device = job, device
+        self._objectives = job.resolved_objectives()
         self._train = MicroBatches(data, job.loop, pin=device.type == "cuda")
         self._held_out = held_out(*data.evaluation)
-        width = data.encoder["width"]
-        self._tokenizer = CaptionTokenizer.from_json(tokenizer)
-        self.module = start_stage1(job.start, self._tokenizer, width, job.loop.seed)
+        if init is not None:
+            self.module = start_from_checkpoint(job.start, init)
+        else:
+            words, width = CaptionTokenizer.from_json(tokenizer), data.encoder["width"]
+            self.module = start_stage1(job.start, words, width, job.loop.seed)
+        self.module.freeze_unread(self._objectives.chosen)
         self.config: dict[str, Any] = asdict(self.module.config)
 
     def batch(self, number: int) -> Stage1Batch:
@@ -124,24 +159,28 @@ class Stage1Learner:
         return self._train.named(number)
 
     def losses(self, module: nn.Module, batch: Stage1Batch, number: int) -> dict[str, Tensor]:
-        """ITC, ITG and, once it has joined, ITM."""
-        objectives, steps = self._job.objectives, self._job.loop.steps
+        """Those that are trained by and have joined."""
+        objectives, steps = self._objectives, self._job.loop.steps
         step = number // self._job.loop.accumulate
         hardness = objectives.itm_hardness(step, steps)
         uniform = torch.from_numpy(self._train.order.negative_draw(number))
         with_itg = objectives.has_itg(step, steps)
         losses = module(batch, objectives, hardness, uniform, with_itg=with_itg)
-        told = {"temperature": self.module.temperature.detach()}
+        told = {}
+        if ITC in objectives.chosen:
+            told["temperature"] = self.module.temperature.detach()
         if hardness is not None:
             told["itm_hardness"] = torch.tensor(hardness)
         return losses | told
 
     def updated(self) -> None:
-        """Keep the temperature in its bounds."""
-        self.module.bound_temperature()
+        """Keep the temperature in its bounds, where it is trained."""
+        if ITC in self._objectives.chosen:
+            self.module.bound_temperature()
 
     def validate(self) -> dict[str, float]:
-        """The losses on held-out pairs, ITM with negatives drawn by chance, and recall at 1."""
+        """The losses on held-out pairs, ITM with negatives drawn by chance, and with ITC recall at
+        1."""
         if self._held_out is None:
             return {}
         pairs = self._held_out
@@ -150,13 +189,16 @@ class Stage1Learner:
         for part in held_out_batches(num, _AT_ONCE):
             batch = self._encoded(pairs.batch(part.pictures, part.caption_draw)).to(self._device)
             uniform = torch.from_numpy(part.negative_draw)
-            for name, value in self.module(batch, self._job.objectives, 0.0, uniform).items():
+            for name, value in self.module(batch, self._objectives, 0.0, uniform).items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(part.pictures) / num
-        return sums | self._recall(pairs, num)
+        return sums | (self._recall(pairs, num) if ITC in self._objectives.chosen else {})
 
     def merit(self, measured: dict[str, float]) -> float:
-        """Recall at 1, of both directions together."""
-        return measured[PICTURE_TO_TEXT] + measured[TEXT_TO_PICTURE]
+        """Recall at 1, of both directions together; without ITC, ITM's accuracy; by ITG alone, the
+        lower loss."""
+        if PICTURE_TO_TEXT in measured:
+            return measured[PICTURE_TO_TEXT] + measured[TEXT_TO_PICTURE]
+        return measured["itm_accuracy"] if "itm_accuracy" in measured else -measured["itg"]
 
     def written(self) -> list[dict[str, str]]:
         """Nothing: `viaduct caption` asks its caption head."""

@@ -9,8 +9,9 @@
     masks       who sees whom
     qformer     the Q-Former: each way of looking, in passes over packed rows
     itc, itm, itg    the three objectives as functions of tensors
-    stage1      the Q-Former with its heads, and the three losses of a batch
-    start       what stage 1 starts from: a BERT, or a size
+    objectives  which of them to train by, and when each joins
+    stage1      the Q-Former with its heads, and the losses of a batch
+    start       what stage 1 starts from: a checkpoint, a BERT, or a size
     bert        a BERT's weights as that start
     stage2      the projection into a language model, and its loss
     language_text    captions and prompts as a language model's tokens

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blip2VisionConfig
 
+from model.objectives import ObjectivesConfig
 from model.packing import Texts
 from model.pretrained.architectures import language_shape
 from model.pretrained.image_tokens import image_tokens, is_vit
 from model.pretrained.vision_tower import VisionTower
 from model.qformer import QFormerConfig
-from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.stage1 import Stage1, Stage1Batch
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError, first_line
 

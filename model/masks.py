@@ -4,6 +4,8 @@ Sequences are [queries; text], in the joint pass of ITC and ITG [queries; text; 
 Nobody sees padding. Each row sees something, padding too, or its softmax would be NaN.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -41,6 +43,15 @@ def apart_and_written(present: Bool[Tensor, "N T"], num_queries: int) -> Bool[Te
     seen[:, :, both:, :num_queries] = True
     seen[:, :, both:, both:] = present.new_ones(width, width).tril()
     return seen
+
+
+def seen_and_written(num_queries: int, num_tokens: int, device: Any) -> Bool[Tensor, "1 1 S S"]:
+    """Queries see queries, text sees the queries and itself up to each token, for ITG alone;
+    S = Q + T. Padding stands behind the text, as in `apart_and_written`."""
+    width = num_queries + num_tokens
+    seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    seen[:num_queries, :num_queries] = True
+    return seen[None, None]
 
 
 def written(

@@ -130,16 +130,20 @@ class QFormer(nn.Module):
         for layer in self.layers:
             layer.compile(dynamic=True, fullgraph=True, backend=backend)
 
-    def image_keys(self, tokens: Float[Tensor, "B P C"], norm: nn.LayerNorm) -> ImageKeys:
+    def image_keys(
+        self, tokens: Float[Tensor, "B P C"], norm: nn.LayerNorm, *, last: bool = True
+    ) -> ImageKeys:
         """What cross-attention sees of pictures, for all uses of a step.
 
         Args:
             tokens: image tokens as cached.
             norm: `ln_vision`, which they go through first.
+            last: also in the last layer, which `see_and_write` does not ask.
         """
         tokens = tokens.to(norm.weight.dtype)
         normed = F.layer_norm(tokens, norm.normalized_shape, eps=norm.eps)
-        looks = (layer.look for layer in self.layers if isinstance(layer, Layer))
+        layers = self.layers if last else self.layers[:-1]
+        looks = (layer.look for layer in layers if isinstance(layer, Layer))
         return [look.keys_values_of_norm(normed, norm) for look in looks if look is not None]
 
     def see(self, image: ImageKeys) -> tuple[Float[Tensor, "B Q D"], list[KeysValues]]:
@@ -218,6 +222,24 @@ class QFormer(nn.Module):
         outputs = outputs.unflatten(0, (num_pairs, num_queries))
         return outputs, first, None if to_write is None else written
 
+    def see_and_write(self, image: ImageKeys, to_write: Texts) -> Float[Tensor, "W D"]:
+        """`see` and, after what was seen, `write`, in one pass; the outputs of what is written.
+
+        Args:
+            image: of the pictures, without the last layer: its queries are seen by nobody.
+            to_write: as `see_read_and_write` has it.
+        """
+        num_texts, num_queries = len(to_write.ids), self.config.num_queries
+        width, device = num_queries + to_write.width, to_write.ids.device
+        queries = query_places(num_texts, num_queries, width, device)
+        places = torch.cat([queries, text_places(to_write, width, num_queries)])
+        rows = self.embeddings(self._queries(num_texts), to_write.tokens, to_write.position)
+        wanted = torch.arange(len(queries), len(rows), device=device)
+        mask = masks.seen_and_written(num_queries, to_write.width, device)
+        view = View(num_texts, width, places, mask)
+        images = [Seen(image)]
+        return self._run(rows, view, images=images, wanted=wanted, queries_wanted=False)[0]
+
     def write(
         self,
         past: list[KeysValues],
@@ -263,6 +285,7 @@ class QFormer(nn.Module):
         images: Sequence[Seen] = (),
         past: list[KeysValues] | None = None,
         wanted: Int[Tensor, " W"] | None = None,
+        queries_wanted: bool = True,
     ) -> tuple[Float[Tensor, "W D"], list[KeysValues]]:
         """All layers.
 
@@ -272,6 +295,7 @@ class QFormer(nn.Module):
             images: what the queries see.
             past: keys and values that stand before those of the rows.
             wanted: rows whose outputs are wanted, all queries and some text; None for all.
+            queries_wanted: whether the queries are among them.
 
         Returns:
             Their outputs, and the keys and values of each layer.
@@ -285,10 +309,12 @@ class QFormer(nn.Module):
         num_seeing = view.num_sequences * num_queries
         present: list[KeysValues] = []
         for number, layer in enumerate(self.layers):
-            looks = images and layer.look is not None
+            last = number == len(self.layers) - 1
+            if last and not queries_wanted:
+                num_seeing = 0
+            looks = num_seeing and layer.look is not None
             pictures = list(next(seen)) if looks else []
             before = None if past is None else past[number]
-            last = number == len(self.layers) - 1
             rows, kept = layer(rows, view, num_seeing, pictures, before, wanted if last else None)
             present.append(kept)
         return rows, present
@@ -319,7 +345,7 @@ class Layer(nn.Module):
         """As `QFormer._run`, for one layer.
 
         Args:
-            num_queries: rows that are queries.
+            num_queries: rows that are queries and whose outputs are wanted.
             pictures: that they look at.
         """
         rows, keys_values = self.attention.look_at_each_other(rows, view, past, wanted)

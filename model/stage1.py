@@ -5,9 +5,8 @@ written after what the queries kept (ITG); in a second one pairs and drawn non-p
 other (ITM). Keys and values of a picture are computed once for both.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,74 +18,17 @@ from model.itc import contrastive_loss, same_pairs, similarity
 from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
+from model.objectives import ITC, ITG, ITM, LOSSES, ObjectivesConfig
 from model.packing import Texts, joined
-from model.qformer import ImageKeys, QFormer, QFormerConfig, Seen
+from model.qformer import ImageKeys, Layer, QFormer, QFormerConfig, Seen
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
 from model.tokenizer import CaptionTokenizer
-from pipeline.errors import ConfigError
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 """The learned temperature is kept between these; ALBEF, BLIP's origin, does likewise."""
 
-
-_LONG = 10_000
-"""Steps from which a training has the paper's schedule."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectivesConfig:
-    """The objectives of stage 1."""
-
-    label_smoothing: float = 0.1
-    """Share of each target of ITC and ITG spread over all candidates."""
-
-    gather_gradient: bool = True
-    """Let ITC's gradient reach pairs on other ranks; without it, it comes out too short."""
-
-    itg_joins_at: float = 0.0
-    """Share of the steps after which ITG joins; the paper's is 0. In short runs from scratch ITC
-    learns faster, and a step costs less, while it is alone."""
-
-    itm_joins_at: float | None = None
-    """Share of the steps after which ITM joins; by default the paper's 0 in trainings of 10,000
-    steps or more, and 0.4 in shorter ones: there ITM stays at its prior unless ITC has begun to
-    tell pictures apart."""
-
-    itm_hardens_until: float | None = None
-    """Share of the steps after which ITM's negatives are as hard as ITC can find; from the moment
-    it joins until then they turn so from chance. By default the paper's 0, hard at once, in
-    trainings of 10,000 steps or more, and 1 in shorter ones. Above 1 they never quite get there,
-    which very short ones need."""
-
-    def __post_init__(self) -> None:
-        for name in ("label_smoothing", "itg_joins_at", "itm_joins_at"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not in [0, 1]")
-        if not 0 <= (self.itm_hardens_until or 0) < math.inf:
-            raise ConfigError(f"itm_hardens_until: {self.itm_hardens_until} is not in [0, inf)")
-
-    def resolved(self, steps: int) -> "ObjectivesConfig":
-        """With numbers in place of the defaults that depend on a training's steps."""
-        joins, until = (0.0, 0.0) if steps >= _LONG else (0.4, 1.0)
-        return replace(
-            self,
-            itm_joins_at=joins if self.itm_joins_at is None else self.itm_joins_at,
-            itm_hardens_until=until if self.itm_hardens_until is None else self.itm_hardens_until,
-        )
-
-    def has_itg(self, step: int, steps: int) -> bool:
-        """Whether ITG has joined at a step."""
-        return step >= self.itg_joins_at * steps
-
-    def itm_hardness(self, step: int, steps: int) -> float | None:
-        """Hardness of ITM's negatives at a step; None before ITM joins."""
-        its = self.resolved(steps)
-        joins, until = cast(float, its.itm_joins_at), cast(float, its.itm_hardens_until)
-        joins, until = joins * steps, until * steps
-        if step < joins:
-            return None
-        return 1.0 if step >= until else (step - joins) / (until - joins)
-
+Similarities = tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]]
+"""Over the temperature: of a rank's pictures to all texts, of its texts to all pictures."""
 
 Draw = tuple[Int[Tensor, " B"], Bool[Tensor, " B"]]
 """For each pair a negative among the pairs of all ranks, and whether it has one."""
@@ -181,75 +123,134 @@ class Stage1(nn.Module):
         Args:
             batch: of this rank.
             objectives: see there.
-            itm_hardness: of ITM's negatives; None leaves ITM out.
+            itm_hardness: of ITM's negatives, 0 where there is no ITC; None leaves ITM out.
             uniform: numbers in [0, 1) that draw the negative picture and the negative caption of
                 each pair of all ranks; alike on all ranks.
             with_itg: whether ITG has joined.
 
         Returns:
-            `loss`, the sum of those that have joined, and beside it, without gradient: `itc`,
-            `itm`, `itg`, `itc_unsmoothed`, `itg_unsmoothed`, in nats, and `itm_accuracy`.
+            `loss`, the sum of those of the objectives that have joined, and beside it, without
+            gradient and as far as they belong to these: `itc`, `itm`, `itg`, `itc_unsmoothed`,
+            `itg_unsmoothed`, in nats, and `itm_accuracy`.
+
+        Raises:
+            ValueError: hard negatives are asked for without ITC.
         """
-        image_keys = self.image_keys(batch.tokens)
-        queries, first_words, written = self.qformer.see_read_and_write(
-            image_keys, batch.texts, batch.to_write if with_itg else None
-        )
+        these = objectives.joined(itm=itm_hardness is not None, itg=with_itg)
         smoothing = objectives.label_smoothing
-        sims, same = self._similarities(batch, queries, first_words, objectives.gather_gradient)
-        first = rank() * len(batch.picture)
-        directions = [
-            contrastive_loss(sim, same, first=first, label_smoothing=smoothing) for sim in sims
-        ]
-        itc, itc_unsmoothed = (sum(parts) / 2 for parts in zip(*directions, strict=True))
-        losses = {"itc": itc, "itc_unsmoothed": itc_unsmoothed}
-        loss = itc
-        if itm_hardness is not None:
-            mine = uniform[:, first : first + len(batch.picture)].to(same.device, non_blocking=True)
-            sim_i2t, sim_t2i = (sim.detach() for sim in sims)
-            draws = [
-                draw_negatives(sim, same, hardness=itm_hardness, uniform=u)
-                for sim, u in zip((sim_t2i, sim_i2t), mine, strict=True)
-            ]
-            matched = self.match(batch, image_keys, *draws)
-            total, right, count = match_loss(*(part.flatten(0, 1) for part in matched))
-            losses["itm"] = mean_over_ranks(total, count)
-            losses["itm_accuracy"] = mean_over_ranks(right.float(), count)
-            loss = loss + losses["itm"]
-        else:
-            loss = loss + _untouched(self.itm_head)
+        image_keys = self.qformer.image_keys(
+            batch.tokens, self.ln_vision, last=these != frozenset({ITG})
+        )
+        found: dict[str, Tensor] = {}
+        sims, written = None, None
+        if ITC in these:
+            queries, first_words, written = self.qformer.see_read_and_write(
+                image_keys, batch.texts, batch.to_write if ITG in these else None
+            )
+            sims = self._similarities(queries, first_words, objectives.gather_gradient)
+        elif ITG in these:
+            written = self.qformer.see_and_write(image_keys, batch.to_write)
+        if ITC in these or ITM in these:
+            same = same_pairs(
+                batch.picture,
+                batch.caption,
+                all_picture=gathered(batch.picture, gradient=False),
+                all_caption=gathered(batch.caption, gradient=False),
+            )
+            if sims is not None:
+                found |= _itc(sims, same, smoothing)
+            if ITM in these and itm_hardness is not None:
+                found |= self._itm(batch, image_keys, sims, same, itm_hardness, uniform)
         # The head comes last: its gradient of all words is there first, and the few rows of the
         # texts are added to it.
         if written is not None:
-            scores = self.qformer.scores(written)
-            total, plain = caption_loss(scores, batch.targets, label_smoothing=smoothing)
-            count = torch.full((), len(batch.targets), device=total.device)
-            losses["itg"] = mean_over_ranks(total, count)
-            losses["itg_unsmoothed"] = mean_over_ranks(plain, count)
-            loss = loss + losses["itg"]
-        else:
-            loss = loss + _untouched(self.qformer.head, self.qformer.embeddings.words)
-        return {"loss": loss} | {name: value.detach() for name, value in losses.items()}
+            found |= self._itg(written, batch.targets, smoothing)
+        first, *others = (found[name] for name in LOSSES if name in found)
+        loss = sum(others, start=first)
+        if still := self._still(these):
+            loss = loss + _untouched(still)
+        return {"loss": loss} | {name: value.detach() for name, value in found.items()}
+
+    def freeze_unread(self, losses: frozenset[str]) -> None:
+        """Have no gradient, and so no update and no decay, for weights that none of these losses
+        reads: what a training leaves out for good stays as it is."""
+        for weight in self._unread(losses):
+            weight.requires_grad_(False)
+
+    def _unread(self, losses: frozenset[str]) -> list[nn.Parameter]:
+        """Weights that none of these losses reads."""
+        last = cast(Layer, self.qformer.layers[-1])
+        parts: list[nn.Module | None] = []
+        if ITC not in losses:
+            parts += [self.vision_proj, self.text_proj]
+        if ITM not in losses:
+            parts.append(self.itm_head)
+        if ITG not in losses:
+            parts.append(self.qformer.head)
+        if losses == {ITM}:  # it reads the queries' outputs alone
+            parts.append(last.text_feed_forward)
+        if losses == {ITG}:  # and it the text's
+            parts += [last.look, last.query_feed_forward]
+            parts += [self.ln_vision] if len(self.qformer.layers) == 1 else []
+        weights = [weight for part in parts if part is not None for weight in part.parameters()]
+        return weights if ITC in losses else [self.temperature, *weights]
+
+    def _still(self, losses: frozenset[str]) -> list[nn.Parameter]:
+        """Weights that train, but not by these losses yet; and without ITG all words, of which the
+        texts that are read move a few rows."""
+        still = [weight for weight in self._unread(losses) if weight.requires_grad]
+        words = self.qformer.embeddings.words
+        return still if ITG in losses or words is None else [*still, *words.parameters()]
 
     def _similarities(
         self,
-        batch: Stage1Batch,
         queries: Float[Tensor, "B Q D"],
         first_words: Float[Tensor, "B D"],
         gather_gradient: bool,
-    ) -> tuple[tuple[Float[Tensor, "B G"], Float[Tensor, "B G"]], Bool[Tensor, "B G"]]:
-        """Over the temperature, of this rank's pictures to all texts and of its texts to all
-        pictures; and which pairs are no negatives of each other."""
+    ) -> Similarities:
         image = F.normalize(self.vision_proj(queries), dim=-1)
         words = F.normalize(self.text_proj(first_words), dim=-1)
         all_image, all_words = (gathered(x, gradient=gather_gradient) for x in (image, words))
-        same = same_pairs(
-            batch.picture,
-            batch.caption,
-            all_picture=gathered(batch.picture, gradient=False),
-            all_caption=gathered(batch.caption, gradient=False),
-        )
         sims = similarity(image, all_words), similarity(all_image, words).T
-        return (sims[0] / self.temperature, sims[1] / self.temperature), same
+        return sims[0] / self.temperature, sims[1] / self.temperature
+
+    def _itm(
+        self,
+        batch: Stage1Batch,
+        image_keys: ImageKeys,
+        sims: Similarities | None,
+        same: Bool[Tensor, "B G"],
+        hardness: float,
+        uniform: Float64[Tensor, "2 G"],
+    ) -> dict[str, Tensor]:
+        """ITM with its accuracy, against negatives that are as hard by these similarities."""
+        if sims is None:
+            if hardness:
+                raise ValueError(f"itm_hardness: {hardness}, but no ITC finds hard negatives")
+            none = torch.zeros(same.shape, device=same.device)
+            sims = none, none
+        first = rank() * len(same)
+        mine = uniform[:, first : first + len(same)].to(same.device, non_blocking=True)
+        sim_i2t, sim_t2i = (sim.detach() for sim in sims)
+        draws = [
+            draw_negatives(sim, same, hardness=hardness, uniform=u)
+            for sim, u in zip((sim_t2i, sim_i2t), mine, strict=True)
+        ]
+        matched = self.match(batch, image_keys, *draws)
+        total, right, count = match_loss(*(part.flatten(0, 1) for part in matched))
+        return {
+            ITM: mean_over_ranks(total, count),
+            "itm_accuracy": mean_over_ranks(right.float(), count),
+        }
+
+    def _itg(
+        self, written: Float[Tensor, "W D"], targets: Int[Tensor, " W"], smoothing: float
+    ) -> dict[str, Tensor]:
+        total, plain = caption_loss(
+            self.qformer.scores(written), targets, label_smoothing=smoothing
+        )
+        count = torch.full((), len(targets), device=total.device)
+        return {ITG: mean_over_ranks(total, count), "itg_unsmoothed": mean_over_ranks(plain, count)}
 
     def match(
         self, batch: Stage1Batch, image_keys: ImageKeys, pictures: Draw, texts: Draw
@@ -314,7 +315,15 @@ class Stage1(nn.Module):
         return F.normalize(self.text_proj(outputs), dim=-1)
 
 
-def _untouched(*modules: nn.Module | None) -> Tensor:
+def _itc(sims: Similarities, same: Bool[Tensor, "B G"], smoothing: float) -> dict[str, Tensor]:
+    first = rank() * len(same)
+    directions = [
+        contrastive_loss(sim, same, first=first, label_smoothing=smoothing) for sim in sims
+    ]
+    (of_pictures, its_plain), (of_texts, their_plain) = directions
+    return {ITC: (of_pictures + of_texts) / 2, "itc_unsmoothed": (its_plain + their_plain) / 2}
+
+
+def _untouched(weights: Sequence[Tensor]) -> Tensor:
     """Zero, with a gradient of zero for each weight: ranks average the gradients of all."""
-    weights = [weight for its in modules if its is not None for weight in its.parameters()]
     return 0 * torch.stack([weight.sum() for weight in weights]).sum()

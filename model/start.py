@@ -1,13 +1,15 @@
-"""Where stage 1 starts: a BERT checkpoint, or nothing but a size."""
+"""Where stage 1 starts: a checkpoint of its own, a BERT, or nothing but a size."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from transformers import BertConfig
 
 from model.bert import Bert, copy_bert, load_bert
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_weights
 from model.pretrained.architectures import bert_shape
 from model.pretrained.digests import weights_digest
 from model.qformer import QFormerConfig, check_text_length
@@ -21,13 +23,31 @@ SCRATCH = "scratch"
 VOCAB_SIZE = 8192
 """Word pieces learned from the captions, by default."""
 
+_DEFAULTS: dict[str, Any] = {
+    "start": "hf:bert-base-uncased",
+    "num_queries": 32,
+    "embed_dim": 256,
+    "dropout": 0.1,
+    "max_text_tokens": 32,
+}
+"""Where no checkpoint is gone on from, and nothing is said."""
+
+_OF_TRAINING = ("dropout", "max_text_tokens")
+"""What may change where a checkpoint is gone on from: no weight's shape depends on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StartConfig:
     """What the Q-Former starts from, and its size."""
 
-    start: str = "hf:bert-base-uncased"
-    """A BERT (`hf:NAME_OR_FOLDER`, or `offline:minilm`, which comes with pip), or `scratch`."""
+    init: str | None = None
+    """Training folder or checkpoint of stage 1 to go on from, or an imported one: its weights,
+    tokenizer and size, with the optimizer and the schedule anew. The features must be of its
+    encoder. It stands in place of --start and of all sizes."""
+
+    start: str | None = None
+    """A BERT (`hf:NAME_OR_FOLDER`, or `offline:minilm`, which comes with pip), or `scratch`;
+    hf:bert-base-uncased by default."""
 
     num_layers: int | None = None
     """Layers; only from scratch, 12 by default. A BERT has its own, as the next three."""
@@ -41,53 +61,73 @@ class StartConfig:
     vocab_size: int | None = None
     """Word pieces learned from the training captions, at most; 8,192 by default."""
 
-    num_queries: int = 32
-    """Query tokens, Q."""
+    num_queries: int | None = None
+    """Query tokens, Q; 32 by default."""
 
-    embed_dim: int = 256
-    """Width of the contrastive embeddings, E."""
+    embed_dim: int | None = None
+    """Width of the contrastive embeddings, E; 256 by default."""
 
-    dropout: float = 0.1
-    """Share of values set to zero in training."""
+    dropout: float | None = None
+    """Share of values set to zero in training; by default 0.1, or that of the checkpoint of
+    --init."""
 
-    max_text_tokens: int = 32
-    """Longest caption in tokens; longer ones are cut."""
+    max_text_tokens: int | None = None
+    """Longest caption in tokens, longer ones are cut; by default 32, or that of the checkpoint of
+    --init."""
 
     def __post_init__(self) -> None:
-        sizes = ("num_layers", "width", "num_heads", "vocab_size")
-        given = [name for name in sizes if getattr(self, name) is not None]
-        if self.start != SCRATCH and given:
-            raise ConfigError(f"{given[0]}: {self.start} has its own; only {SCRATCH!r} takes one")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.init is not None:
+            if own := [name for name in given if name not in ("init", *_OF_TRAINING)]:
+                raise ConfigError(f"{own[0]}: {given[own[0]]}, but init={self.init} has its own")
+            return
+        sizes = [n for n in ("num_layers", "width", "num_heads", "vocab_size") if n in given]
+        if self.base != SCRATCH and sizes:
+            raise ConfigError(f"{sizes[0]}: {self.base} has its own; only {SCRATCH!r} takes one")
         if self.vocab_size is not None and self.vocab_size < 64:
             raise ConfigError(f"vocab_size: {self.vocab_size} is less than 64")
 
+    @property
+    def base(self) -> str:
+        """A BERT's name, or `scratch`; means nothing where a checkpoint is gone on from."""
+        return self.start or str(_DEFAULTS["start"])
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """What a training's lineage holds of it, defaults filled in; `init` is there by digest."""
+        values = asdict(self)
+        if values.pop("init") is not None:
+            return {name: values[name] for name in _OF_TRAINING if values[name] is not None}
+        return {n: _DEFAULTS.get(n) if value is None else value for n, value in values.items()}
+
 
 def start_tokenizer(config: StartConfig, texts: Iterable[str]) -> CaptionTokenizer:
-    """The tokenizer to start with: the checkpoint's, or one learned from the captions.
+    """The tokenizer to start with where no checkpoint is: the BERT's, or learned from captions.
 
     Raises:
-        ConfigError: the checkpoint's cannot be had.
+        ConfigError: the BERT's cannot be had.
     """
-    if config.start == SCRATCH:
+    if config.base == SCRATCH:
         return learned_tokenizer(texts, config.vocab_size or VOCAB_SIZE)
-    return CaptionTokenizer.of_model(config.start)
+    return CaptionTokenizer.of_model(config.base)
 
 
 def start_stage1(
     config: StartConfig, tokenizer: CaptionTokenizer, vision_width: int, seed: int
 ) -> Stage1:
-    """Stage 1 before its first step, on the CPU; equal arguments give equal weights.
+    """Stage 1 before its first step where no checkpoint is, on the CPU; equal arguments give equal
+    weights.
 
     Args:
         config: see there.
         tokenizer: from `start_tokenizer`.
         vision_width: C
-        seed: of all weights that come from no checkpoint.
+        seed: of all weights that come from no BERT.
 
     Raises:
-        ConfigError: the checkpoint cannot be had, or is no BERT.
+        ConfigError: the BERT cannot be had, or is none.
     """
-    bert = None if config.start == SCRATCH else load_bert(config.start)
+    bert = None if config.base == SCRATCH else load_bert(config.base)
     if bert is not None:
         _check_tokenizer(config, tokenizer, bert)
     shape = None if bert is None else bert[0].config
@@ -99,16 +139,47 @@ def start_stage1(
     return stage1
 
 
+def start_from_checkpoint(config: StartConfig, checkpoint: Checkpoint) -> Stage1:
+    """Stage 1 as a checkpoint of it has it, on the CPU.
+
+    Args:
+        config: see there.
+        checkpoint: of its `init`.
+
+    Raises:
+        ConfigError: as `size_from_checkpoint`.
+        DatasetError: the checkpoint's files are damaged.
+    """
+    tokenizer = CaptionTokenizer.from_json(checkpoint.read("tokenizer").decode())
+    with torch.random.fork_rng(devices=[]):
+        stage1 = Stage1(size_from_checkpoint(config, checkpoint), tokenizer)
+    load_weights(stage1, checkpoint)
+    return stage1
+
+
+def size_from_checkpoint(config: StartConfig, checkpoint: Checkpoint) -> QFormerConfig:
+    """The size of a checkpoint, with the dropout and the length of texts that are asked for.
+
+    Raises:
+        ConfigError: the checkpoint has no positions for so long texts.
+    """
+    given = {name: getattr(config, name) for name in _OF_TRAINING}
+    return replace(
+        checkpoint.qformer, **{n: value for n, value in given.items() if value is not None}
+    )
+
+
 def start_digest(config: StartConfig) -> str | None:
-    """Digest of the weights that stage 1 starts from; None from scratch.
+    """Digest of the BERT's weights that stage 1 starts from; None from scratch.
 
     Raises:
         ConfigError: they cannot be had, or cannot read so long captions.
     """
-    if config.start == SCRATCH:
+    if config.base == SCRATCH:
         return None
-    model, has_head = load_bert(config.start)
-    check_text_length(config.max_text_tokens, model.config.max_position_embeddings)
+    model, has_head = load_bert(config.base)
+    longest = config.lasting["max_text_tokens"]
+    check_text_length(longest, model.config.max_position_embeddings)
     return weights_digest(model if has_head else model.bert)  # a head that was not there is chance
 
 
@@ -120,11 +191,19 @@ def planned_size(config: StartConfig, vision_width: int) -> QFormerConfig:
         vision_width: C
 
     Raises:
-        ConfigError: the shape of what it starts from cannot be had.
+        ConfigError: the shape of what it starts from cannot be had, or is for other image tokens.
     """
-    if config.start == SCRATCH:
+    if config.init is not None:
+        size = size_from_checkpoint(config, Checkpoint.open(config.init, 1))
+        if size.vision_width != vision_width:
+            raise ConfigError(
+                f"init: {config.init} was trained on image tokens {size.vision_width} wide; the "
+                f"encoder's are {vision_width}"
+            )
+        return size
+    if config.base == SCRATCH:
         return _size(config, config.vocab_size or VOCAB_SIZE, vision_width, None)
-    shape = bert_shape(config.start)
+    shape = bert_shape(config.base)
     return _size(config, shape.vocab_size + 1, vision_width, shape)  # [DEC]
 
 
@@ -133,7 +212,7 @@ def _check_tokenizer(config: StartConfig, tokenizer: CaptionTokenizer, bert: Ber
     vocab_size = bert[0].config.vocab_size
     if len(tokenizer) < vocab_size / 2:  # transformers makes an empty one if there is none
         raise ConfigError(
-            f"start: {config.start}: its tokenizer has {len(tokenizer)} words, its model "
+            f"start: {config.base}: its tokenizer has {len(tokenizer)} words, its model "
             f"{vocab_size}"
         )
 
@@ -142,6 +221,7 @@ def _size(
     config: StartConfig, vocab_size: int, vision_width: int, bert: BertConfig | None
 ) -> QFormerConfig:
     width = config.width or 768
+    chosen = config.lasting
     shape: dict[str, Any] = {
         "width": width,
         "num_layers": config.num_layers or 12,
@@ -160,9 +240,6 @@ def _size(
     return QFormerConfig(
         vision_width=vision_width,
         vocab_size=vocab_size,
-        num_queries=config.num_queries,
-        embed_dim=config.embed_dim,
-        dropout=config.dropout,
-        max_text_tokens=config.max_text_tokens,
+        **{name: chosen[name] for name in _DEFAULTS if name != "start"},
         **shape,
     )

@@ -17,10 +17,11 @@ from PIL import Image
 from jobs.malloc import keep_memory
 from jobs.plan.rates import GB, Calibration, Rates
 from model.costs import EncoderCost, empty_encoder, stage1_batch, stage1_cost, tokens_flops
+from model.objectives import ObjectivesConfig
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.pretrained.image_tokens import image_tokens, is_vit
 from model.qformer import QFormerConfig
-from model.stage1 import ObjectivesConfig, Stage1
+from model.stage1 import Stage1
 from pipeline.hashes import coarse_colours, perceptual_hash
 from pipeline.pictures import PictureConfig, decode_stored, pixel_digest, store
 

@@ -216,8 +216,8 @@ def _training(name: str, folder: Folder, checkpoint: Any) -> Training:
         with reading(f"{folder}/{_METRICS}: line {number}"):
             lines.append({"step": int(line["step"]), **line, "split": str(line["split"])})
     with reading(f"{folder}/{_CHECKPOINT}"):
-        has_itc = any("itc" in line for line in lines)
-        stage = int(checkpoint["stage"]) if checkpoint else 1 if has_itc else 2
+        is_first = any(line.keys() & {"itc", "itm", "itg"} for line in lines)
+        stage = int(checkpoint["stage"]) if checkpoint else 1 if is_first else 2
     return Training(name, stage, checkpoint is not None, tuple(lines))
 
 

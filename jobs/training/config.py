@@ -49,7 +49,8 @@ class LoopConfig:
 
     keep_checkpoints: int = 2
     """Checkpoints kept, the last ones; beside them the best of those that were validated: by recall
-    in stage 1, by loss in stage 2. `checkpoints/best.json` names it."""
+    in stage 1 (without ITC by ITM's accuracy, without both by ITG's loss), by loss in stage 2.
+    `checkpoints/best.json` names it."""
 
     wandb: str | None = None
     """Project of Weights & Biases that gets the metrics too; needs `pip install wandb` and a login,

@@ -27,8 +27,8 @@ from pipeline.lineage import canonical_digest
 
 NUM_PICTURES = 72
 VIT = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random")
+SIZE = ("--num-queries", 4, "--embed-dim", 8, "--max-text-tokens", 12)
 SHORT = (
-    *("--num-queries", 4, "--embed-dim", 8, "--max-text-tokens", 12),
     *("--threads", 1, "--device", "cpu"),
     *("--steps", 12, "--batch-size", 8, "--warmup-steps", 2, "--learning-rate", 2e-3),
     *("--log-every", 1, "--validate-every", 4, "--checkpoint-every", 4),
@@ -94,7 +94,19 @@ def stage1_command(data, bert_folder) -> Callable[..., list[object]]:
 
     def command(out: Path, *options: object) -> list[object]:
         where = ("--features", data / "features", "--captions", data / "pairs", "--out", out)
-        return ["train-stage1", *where, "--start", f"hf:{bert_folder}", *SHORT, *options]
+        start = ("--start", f"hf:{bert_folder}", *SIZE)
+        return ["train-stage1", *where, *start, *SHORT, *options]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def tune_command(data, unbroken) -> Callable[..., list[object]]:
+    """The same command from the checkpoint of another training: `tune_command(out, *options)`."""
+
+    def command(out: Path, *options: object) -> list[object]:
+        where = ("--features", data / "features", "--captions", data / "pairs", "--out", out)
+        return ["train-stage1", *where, "--init", unbroken, *SHORT, *options]
 
     return command
 

@@ -119,6 +119,8 @@ def run(tmp_path):
     training(home / "stage1", "c" * 64, Lineage("train", {}, (features.as_parent,)))
     stage2 = Lineage("train", {}, (), {"stage1": {"digest": "c" * 64}})
     training(home / "stage2", "d" * 64, stage2)
+    tuned = Lineage("train", {}, (), {"init": {"digest": "c" * 64}})
+    training(home / "captioner", "f" * 64, tuned)
     training(home / "other", "e" * 64, Lineage("train", {}, (), {"encoder": {"name": "x"}}))
     return home
 
@@ -163,7 +165,8 @@ def test_tombstones_are_set_wherever_the_picture_is_and_everything_that_saw_it_i
     assert counts == dict.fromkeys((*DATASETS, "index"), 1) | {"raw": 2}
     assert report["unmatched"] == ["http://nobody.example/a.jpg"]
     assert report["indexes_with_them"] == [str(run / "index")]
-    assert report["checkpoints_that_saw_them"] == [str(run / "stage1"), str(run / "stage2")]
+    saw = [str(run / name) for name in ("stage1", "captioner", "stage2")]
+    assert report["checkpoints_that_saw_them"] == saw
     for name in DATASETS:
         dataset = Dataset.open(str(run / name))
         assert uid in dataset.tombstones

@@ -174,6 +174,36 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     assert heard.getvalue().strip() == ours
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_an_import_is_trained_on_with_features_of_its_encoder(
+    here, data, draw_blip2, rank_here, refused
+):
+    """Its caption head, which transformers has no place for, is learned without the others."""
+    draw_blip2(Blip2ForImageTextRetrieval, here / "blip2")
+    assert main(["import", "blip2", "--out", "stage1"]) == 0
+    features = ["features", str(data / "pairs"), "--out", "features", "--encoder", "hf:blip2"]
+    assert main(features) == 0
+    command = [
+        *("train-stage1", "--init", "stage1", "--losses", "itg", "--out", "captioner"),
+        *("--captions", str(data / "pairs"), "--device", "cpu", "--threads", "1"),
+        *("--steps", "2", "--batch-size", "8", "--warmup-steps", "0"),
+    ]
+    with rank_here():
+        assert main([*command, "--features", "features"]) == 0
+    before, after = (Checkpoint.open(name) for name in ("stage1", "captioner"))
+    assert after.lineage.frozen["init"] == {"digest": before.digest}
+    assert after.encoder.weights_digest == before.encoder.weights_digest
+    assert after.config == before.config
+    for name, value in before.tensors().items():
+        heads = ("vision_proj.", "text_proj.", "itm_head.")
+        assert torch.equal(value, after.tensors()[name]) or not name.startswith(heads), name
+    moved = "qformer.head.dense.weight"
+    assert not torch.equal(before.tensors()[moved], after.tensors()[moved])
+    line = refused(*command, "--features", data / "features")
+    assert "has features of another encoder than" in line
+
+
 def test_the_end_of_a_caption_is_the_models(here, draw_blip2, capsys):
     """That of transformers' OPT is no end token of its tokenizer."""
     draw_blip2(Blip2ForConditionalGeneration, here / "blip2")

@@ -14,8 +14,9 @@ from model.costs import (
     stage1_cost,
     stage2_cost,
 )
+from model.objectives import ObjectivesConfig
 from model.qformer import QFormerConfig
-from model.stage1 import ObjectivesConfig, Stage1
+from model.stage1 import Stage1
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError
 

@@ -45,6 +45,12 @@ def test_written_text_sees_the_queries_and_what_is_before_it():
     ]
 
 
+def test_text_that_is_written_alone_sees_the_same():
+    mask = masks.seen_and_written(2, 3, "cpu")
+    assert mask.shape == (1, 1, 5, 5)
+    assert drawn(mask[0, 0]) == ["xx...", "xx...", "xxx..", "xxxx.", "xxxxx"]
+
+
 def test_what_follows_sees_what_is_past():
     mask = masks.written(PRESENT, 2, 2)
     assert drawn(mask[0, 0]) == ["xxxx.", "xxxxx"]

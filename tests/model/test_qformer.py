@@ -218,6 +218,19 @@ def test_one_pass_sees_reads_and_writes_as_each_alone(qformer, tokens, ids, pres
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_layers", [2, 3])  # the last looks at the picture, or does not
+def test_one_pass_sees_and_writes_as_both_alone(tiny, tokens, ids, present, num_layers):
+    qformer = scattered(QFormer(tiny(num_layers=num_layers)))
+    written, _ = to_write(ids, present, dec=39)
+    _, kept = qformer.see(qformer.image_keys(tokens, NORM))
+    scores, _ = qformer.write(kept, written.ids, present)
+    image = qformer.image_keys(tokens, NORM, last=False)
+    assert len(image) == 1
+    rows = qformer.see_and_write(image, written)
+    torch.testing.assert_close(qformer.scores(rows), scores[written.present])
+
+
+@torch.no_grad()
 def test_changing_the_text_changes_no_query_output(qformer, tokens, ids, present):
     """Nor scores of what is written before it; in the one pass, to the last bit."""
     image = qformer.image_keys(tokens, NORM)
@@ -376,6 +389,7 @@ def test_shapes_are_as_written(checked, tiny, tokens, ids, present):
     assert (first.shape, words.shape, written.shape) == ((3, 4, 24), (3, 24), (11, 24))
     assert qformer.scores(written).shape == (11, qformer.config.vocab_size)
     assert qformer.see_and_read([checked.qformer.Seen(image)], texts).shape == (3, 4, 24)
+    assert qformer.see_and_write(image, to_write).shape == written.shape
     scores, past = qformer.write(kept, ids[:, :2], present[:, :2])
     assert scores.shape == (3, 2, qformer.config.vocab_size)
     assert qformer.write(past, ids[:, 2:], present)[0].shape == (3, 4, qformer.config.vocab_size)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.language_text import IGNORED
+from model.objectives import ObjectivesConfig
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig
 from model.ranks import alone, anywhere, gathered, mean_over_ranks, num_ranks, rank
-from model.stage1 import ObjectivesConfig, Stage1, Stage1Batch
+from model.stage1 import Stage1, Stage1Batch
 from model.stage2 import Stage2, Stage2Batch
 from model.tokenizer import CaptionTokenizer
 
@@ -59,6 +60,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     gradient: bool = True
     with_itg: bool = True
+    losses: str = "itc,itm,itg"
 
 
 CASES = {
@@ -70,6 +72,9 @@ CASES = {
     "one pair a rank": Case(FEW),
     "one picture": Case(ONE_PICTURE),
     "gathered without gradient": Case(DISTINCT, gradient=False),
+    "ITC and ITM": Case(DUPLICATES, losses="itc,itm"),
+    "ITM alone": Case(DUPLICATES, 0.0, losses="itm"),
+    "ITG alone": Case(DUPLICATES, None, losses="itg"),
 }
 
 
@@ -96,20 +101,24 @@ def pairs_of(stage1: Stage1, keys: tuple[list[int], list[int]], dtype: torch.dty
 
 def step(stage1: Stage1, case: str) -> dict[str, Tensor]:
     """Losses and gradients, averaged over the ranks."""
-    keys, hardness, dtype, gradient, with_itg = CASES[case]
+    keys, hardness, dtype, gradient, with_itg, losses = CASES[case]
     numbers = torch.rand(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     numbers = numbers[: len(keys[0])].T
-    objectives = ObjectivesConfig(gather_gradient=gradient)
+    objectives = ObjectivesConfig(gather_gradient=gradient, losses=losses)
     batch = pairs_of(stage1, keys, dtype)
     stage1.zero_grad(set_to_none=True)
-    return averaged(stage1, stage1(batch, objectives, hardness, numbers, with_itg=with_itg))
+    stage1.requires_grad_(True).freeze_unread(objectives.chosen)
+    found = averaged(stage1, stage1(batch, objectives, hardness, numbers, with_itg=with_itg))
+    stage1.requires_grad_(True)
+    return found
 
 
 def averaged(module: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses and gradients of all ranks, from those of this one."""
     found["loss"].backward()
     found = {f"loss {name}": value.detach() for name, value in found.items()}
-    found |= {f"gradient {name}": p.grad.clone() for name, p in module.named_parameters()}
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    found |= {f"gradient {name}": p.grad.clone() for name, p in trained.items()}
     if num_ranks() > 1:
         for value in found.values():
             dist.all_reduce(value)
@@ -247,10 +256,13 @@ def test_losses_and_gradients_are_those_of_one_rank(worlds, one_rank, size, case
 def test_the_cases_are_what_they_are_called(one_rank):
     """Each has something to compare: ITM decides, and masks matter."""
     for name, case in CASES.items():
-        found = one_rank[name]
+        found, losses = one_rank[name], case.losses.split(",")
         assert ("loss itm" in found) == (case.hardness is not None)
-        assert ("loss itg" in found) == case.with_itg
-        assert (found["loss itc"] > 0.1) == (name != "one picture")
+        assert ("loss itg" in found) == (case.with_itg and "itg" in losses)
+        assert ("loss itc" in found) == ("itc" in losses)
+        if "itc" in losses:
+            assert (found["loss itc"] > 0.1) == (name != "one picture")
+        assert ("gradient itm_head.weight" in found) == ("itm" in losses)
     assert one_rank["one picture"]["loss itc"] == one_rank["one picture"]["loss itm"] == 0
     assert one_rank["stage 2"]["loss loss"] > 1
     assert 0 < one_rank["lonely"]["loss itm_accuracy"] < 1

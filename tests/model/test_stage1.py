@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from model import stage1 as under_test
 from model.itg import to_write
 from model.layers import Attention
+from model.objectives import ObjectivesConfig
 from model.optimizer import OptimizerConfig, make_optimizer, update
 from model.packing import Texts
 from model.qformer import Seen
-from model.stage1 import TEMPERATURE_RANGE, ObjectivesConfig, Stage1, Stage1Batch
-from pipeline.errors import ConfigError
+from model.stage1 import TEMPERATURE_RANGE, Stage1, Stage1Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,6 +221,109 @@ def test_before_itm_joins_the_loss_is_that_of_the_others(stage1, batch):
         assert torch.equal(found[name], both[name])
 
 
+# By some of the losses
+
+
+SUBSETS = ["itc", "itm", "itg", "itc,itm", "itc,itg", "itm,itg", "itc,itm,itg"]
+TOLD = {
+    "itc": {"itc", "itc_unsmoothed"},
+    "itm": {"itm", "itm_accuracy"},
+    "itg": {"itg", "itg_unsmoothed"},
+}
+
+
+def gradients(stage1: Stage1, batch: Stage1Batch, losses: str) -> dict[str, Tensor]:
+    """Zeros where there is none."""
+    stage1.zero_grad(set_to_none=True)
+    stage1(batch, ObjectivesConfig(losses=losses), 0.0, numbers(6))["loss"].backward()
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in stage1.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("losses", SUBSETS)
+def test_some_of_the_losses_are_those_of_the_full_step(stage1, batch, losses):
+    full = stage1(batch, PAPER, 0.0, numbers(6))
+    found = stage1(batch, ObjectivesConfig(losses=losses), 0.0, numbers(6))
+    chosen = losses.split(",")
+    assert found.keys() == {"loss"}.union(*(TOLD[name] for name in chosen))
+    torch.testing.assert_close(found["loss"], sum(full[name] for name in chosen))
+    for name in found.keys() - {"loss"}:
+        torch.testing.assert_close(found[name], full[name])
+
+
+@pytest.mark.parametrize("losses", SUBSETS[3:])
+def test_gradients_of_some_are_those_of_each(stage1, batch, losses):
+    found = gradients(stage1.double(), double(batch), losses)
+    each = [gradients(stage1, double(batch), name) for name in losses.split(",")]
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, sum(its[name] for its in each), msg=name)
+
+
+def double(batch: Stage1Batch) -> Stage1Batch:
+    return replace(batch, tokens=batch.tokens.double())
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("losses", SUBSETS)
+def test_weights_that_no_loss_reads_are_frozen_and_no_others(
+    scattered_stage1, batch, losses, num_layers
+):
+    stage1 = scattered_stage1(num_layers=num_layers).eval()
+    objectives = ObjectivesConfig(losses=losses)
+    stage1.freeze_unread(objectives.chosen)
+    before = stage1(batch, objectives, 0.0, numbers(6))
+    before["loss"].backward()
+    frozen = {name for name, p in stage1.named_parameters() if not p.requires_grad}
+    for name, parameter in stage1.named_parameters():
+        assert (parameter.grad is None) == (name in frozen), name
+        if name not in frozen and "key.bias" not in name:
+            assert parameter.grad.abs().max() > 1e-7, name
+    with torch.no_grad():
+        for name, parameter in stage1.named_parameters():
+            if name in frozen:
+                parameter += 1
+    for name, value in stage1(batch, objectives, 0.0, numbers(6)).items():
+        assert torch.equal(value, before[name]), name
+    assert ("itm_head.weight" in frozen) == ("itm" not in losses)
+    assert ("temperature" in frozen) == ("itc" not in losses)
+
+
+def test_what_is_frozen_is_not_updated_and_does_not_decay(scattered_stage1, batch):
+    stage1 = scattered_stage1()
+    stage1.freeze_unread(frozenset({"itg"}))
+    before = {name: value.clone() for name, value in stage1.state_dict().items()}
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.5), stage1)
+    stage1(batch, ObjectivesConfig(losses="itg"), None, numbers(6))["loss"].backward()
+    update(optimizer, skip=torch.tensor(False))
+    still = {name for name, v in stage1.state_dict().items() if torch.equal(v, before[name])}
+    assert still == {name for name, p in stage1.named_parameters() if not p.requires_grad}
+    assert {"vision_proj.weight", "itm_head.weight", "temperature"} < still
+
+
+def test_hard_negatives_need_itc(stage1, batch):
+    with pytest.raises(ValueError, match=r"itm_hardness: 0\.5, but no ITC"):
+        stage1(batch, ObjectivesConfig(losses="itm"), 0.5, numbers(6))
+
+
+def test_itg_alone_asks_for_no_more_than_it_reads(stage1, batch):
+    """No text that is read, and of the last layer no query's output and no picture."""
+    rows = {}
+    for number, layer in enumerate(stage1.qformer.layers):
+        nets = {"queries": layer.query_feed_forward, "text": layer.text_feed_forward}
+        nets |= {"keys": layer.look.key} if layer.look is not None else {}
+        for name, net in nets.items():
+            found = rows[number, name] = []
+            net.register_forward_pre_hook(lambda _, args, found=found: found.append(len(args[0])))
+    stage1(batch, ObjectivesConfig(losses="itg"), None, numbers(6))
+    for number in range(3):
+        assert rows[number, "text"] == [len(batch.targets)]
+        assert rows[number, "queries"] == ([6 * 4] if number < 2 else [])
+    # The key's map is called for ln_vision's shift alone: its weights meet the tokens folded.
+    assert (rows[0, "keys"], rows[2, "keys"]) == ([10], [])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tokens_may_be_in_half_precision(stage1, batch, dtype):
     half = replace(batch, tokens=batch.tokens.to(dtype))
@@ -277,8 +380,10 @@ def test_compiled_layers_give_the_same_losses(scattered_stage1, batch, backend):
             stage1.zero_grad(set_to_none=True)
             losses = stage1(some, PAPER, 1.0, numbers(len(pairs)))
             losses["loss"].backward()
-            gradients = {name: p.grad for name, p in stage1.named_parameters()}
-            found.append((losses, gradients))
+            alone = stage1(some, ObjectivesConfig(losses="itg"), None, numbers(len(pairs)))
+            alone["loss"].backward()
+            slopes = {name: p.grad for name, p in stage1.named_parameters()}
+            found.append((losses, alone, slopes))
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
@@ -409,49 +514,7 @@ def test_pairs_without_negatives_leave_itm_to_the_others(stage1, batch):
     assert found["itm_accuracy"].item() == pytest.approx(sum(r for _, r in judged) / 6)
 
 
-# Configuration and temperature
-
-
-@pytest.mark.parametrize(
-    ("joins", "until", "expected"),
-    [
-        (0, 0, {0: 1.0, 50: 1.0, 99: 1.0}),
-        (0, 0.5, {0: 0.0, 25: 0.5, 49: 0.98, 50: 1.0, 99: 1.0}),
-        (0.2, 0.6, {0: None, 19: None, 20: 0.0, 30: 0.25, 60: 1.0, 99: 1.0}),
-        (0.2, 0, {19: None, 20: 1.0, 99: 1.0}),
-        (0.2, 0.2, {19: None, 20: 1.0}),
-        (1, 1, {0: None, 99: None}),
-        (0, 2, {0: 0.0, 50: 0.25, 99: 0.495}),
-    ],
-)
-def test_itm_joins_and_its_negatives_harden(joins, until, expected):
-    objectives = ObjectivesConfig(itm_joins_at=joins, itm_hardens_until=until)
-    for step, hardness in expected.items():
-        assert objectives.itm_hardness(step, 100) == pytest.approx(hardness), step
-
-
-def test_by_default_long_trainings_have_the_papers_schedule_and_short_ones_begin_with_itc():
-    default = ObjectivesConfig()
-    assert [default.itm_hardness(step, 250_000) for step in (0, 249_999)] == [1.0, 1.0]
-    short = [default.itm_hardness(step, 1000) for step in (0, 399, 400, 700, 999)]
-    assert short == pytest.approx([None, None, 0.0, 0.5, 599 / 600])
-    assert default.has_itg(0, 1000)
-    assert ObjectivesConfig(itm_joins_at=0.0).itm_hardness(500, 1000) == pytest.approx(0.5)
-    paper = ObjectivesConfig(itm_joins_at=0.0, itm_hardens_until=0.0)
-    assert default.resolved(10_000) == paper == paper.resolved(100)
-
-
-@pytest.mark.parametrize("name", ["label_smoothing", "itm_joins_at", "itg_joins_at"])
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
-def test_a_share_that_is_none_is_named(name, value):
-    with pytest.raises(ConfigError, match=rf"{name}: {value} is not in \[0, 1\]"):
-        ObjectivesConfig(**{name: value})
-
-
-@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
-def test_negatives_cannot_harden_before_the_start_or_never(value):
-    with pytest.raises(ConfigError, match=rf"itm_hardens_until: {value} is not in \[0, inf\)"):
-        ObjectivesConfig(itm_hardens_until=value)
+# Temperature and batches
 
 
 def test_the_temperature_starts_as_the_papers_and_keeps_its_range(tiny, tokenizer):

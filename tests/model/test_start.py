@@ -1,6 +1,7 @@
-"""Stage 1 starts as a BERT, or from scratch; equal seeds, equal weights."""
+"""Stage 1 starts as a checkpoint, as a BERT, or from scratch; equal seeds, equal weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from model.start import StartConfig, start_digest
+from model.start import (
+    StartConfig,
+    planned_size,
+    size_from_checkpoint,
+    start_digest,
+    start_from_checkpoint,
+)
 from pipeline.errors import ConfigError
 
 TEXTS = ["A red boat", "the dogs on the lake", "boats"]
@@ -92,6 +99,71 @@ def test_from_scratch_equal_seeds_are_equal_weights(begin, weights_of):
     torch.manual_seed(7)
     assert weights_of(begin("scratch", **sizes)) == one
     assert weights_of(begin("scratch", seed=1, **sizes)) != one
+
+
+# From a checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path, scattered_stage1, save_checkpoint):
+    return save_checkpoint(tmp_path / "stage1", scattered_stage1(dropout=0.2))
+
+
+def test_a_checkpoint_is_taken_as_it_is(checkpoint, weights_of):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    stage1 = start_from_checkpoint(StartConfig(init="x"), checkpoint)
+    assert torch.equal(torch.rand(1), expected)  # and the global generator is left alone
+    assert stage1.config == checkpoint.qformer
+    stored = {name: value.tolist() for name, value in checkpoint.tensors().items()}
+    assert weights_of(stage1) == stored
+    assert stage1.tokenizer.to_json().encode() == checkpoint.read("tokenizer")
+
+
+def test_dropout_and_the_length_of_captions_are_the_trainings(checkpoint):
+    config = StartConfig(init="x", dropout=0.0, max_text_tokens=24)
+    size = size_from_checkpoint(config, checkpoint)
+    assert size == replace(checkpoint.qformer, dropout=0.0, max_text_tokens=24)
+    assert start_from_checkpoint(config, checkpoint).config == size
+    with pytest.raises(ConfigError, match="max_text_tokens: 25, but max_positions=24"):
+        size_from_checkpoint(replace(config, max_text_tokens=25), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"start": "scratch"},
+        {"num_layers": 3},
+        {"width": 24},
+        {"num_heads": 3},
+        {"vocab_size": 100},
+        {"num_queries": 4},
+        {"embed_dim": 6},
+    ],
+)
+def test_a_start_or_a_size_beside_a_checkpoint_is_refused(option):
+    ((name, value),) = option.items()
+    with pytest.raises(ConfigError, match=f"{name}: {value}, but init=stage1 has its own"):
+        StartConfig(init="stage1", **option)
+
+
+def test_the_planned_size_is_the_checkpoints(checkpoint):
+    config = StartConfig(init=str(checkpoint.folder))
+    assert planned_size(config, C) == checkpoint.qformer
+    with pytest.raises(ConfigError, match=r"image tokens 10 wide; the encoder's are 12"):
+        planned_size(config, 12)
+    with pytest.raises(ConfigError, match="no such folder"):
+        planned_size(StartConfig(init="/nowhere"), C)
+
+
+def test_a_lineage_has_the_defaults_and_of_a_checkpoint_no_size():
+    assert StartConfig(dropout=0.0).lasting == {
+        "start": "hf:bert-base-uncased",
+        **dict.fromkeys(("num_layers", "width", "num_heads", "vocab_size")),
+        **{"num_queries": 32, "embed_dim": 256, "dropout": 0.0, "max_text_tokens": 32},
+    }
+    assert StartConfig(init="x", dropout=0.0).lasting == {"dropout": 0.0}
 
 
 # What cannot be had
