@@ -43,6 +43,8 @@ class Sources:
     """Without it no captions are indexed."""
     split: str
     """The split that is indexed, or `all`."""
+    captions: Dataset | None = None
+    """Of kind `captions`, if its captions were embedded instead of those of `pairs`."""
 
     def __post_init__(self) -> None:
         check_side_by_side(*self._all)
@@ -57,7 +59,7 @@ class Sources:
 
     @property
     def _all(self) -> list[Dataset]:
-        return [d for d in (self.pairs, self.images, self.texts) if d is not None]
+        return [d for d in (self.pairs, self.images, self.texts, self.captions) if d is not None]
 
     @property
     def lineage(self) -> Lineage:
@@ -100,9 +102,10 @@ def build(folder: Folder, sources: Sources, advance: Callable[[int], None]) -> N
         for number, first in first_rows(sources.images).items():
             pairs = sources.pairs.shard(number)
             texts = sources.texts.shard(number) if sources.texts else None
-            keep = _wanted(pairs, sources.split)
+            captioned = sources.captions.shard(number) if sources.captions else pairs
+            keep = _wanted(pairs, sources.split) & captioned.live.to_numpy()
             found = shard_embeddings(sources.images.shard(number), texts, keep)
-            writer.write(_pictures(pairs, texts, found, first))
+            writer.write(_pictures(pairs, captioned, texts, found, first))
             pictures.add(first + found.rows, found.pictures)
             numbers = len(captions) + np.arange(len(found.texts))
             captions.add(numbers, found.texts[:, None])
@@ -124,16 +127,22 @@ def _wanted(pairs: Shard, split: str) -> np.ndarray:
     return live if split == "all" else live & (pairs.table.column("split").to_numpy() == split)
 
 
-def _pictures(pairs: Shard, texts: Shard | None, found: Embeddings, first: int) -> pa.Table:
+def _pictures(
+    pairs: Shard, captioned: Shard, texts: Shard | None, found: Embeddings, first: int
+) -> pa.Table:
     """The rows of pictures.arrow for one shard (PICTURES_SCHEMA)."""
     rows = pa.array(found.rows)
-    table = pairs.table.select(["uid", "url", "captions"]).take(rows)
-    kept = [[text for _, text in row] for row in kept_texts(table.column("captions"))]
+    table = pairs.table.select(["uid", "url"]).take(rows)
+    captions = captioned.table.column("captions").take(rows)
+    kept = [[text for _, text in row] for row in kept_texts(captions)]
     if texts is not None:
         embedded = texts.table.column("texts_digest").take(rows).to_pylist()
         for uid, its, digest in zip(table.column("uid").to_pylist(), kept, embedded, strict=True):
             if texts_digest(its) != digest:
-                raise ConfigError(f"picture {uid.hex()}: other captions were embedded than it has")
+                raise ConfigError(
+                    f"picture {uid.hex()}: other captions were embedded than it has; "
+                    "--captions names a dataset `captions` that they are of"
+                )
     return pa.table(
         {
             "uid": table.column("uid"),

@@ -19,6 +19,7 @@ COMMANDS = {
     "ingest": ("Ingest", "fetch or read the pictures of a source into raw/"),
     "curate": ("Curate", "raw/ to pairs/: equal pictures united, captions judged, split"),
     "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
+    "select-captions": ("SelectCaptions", "candidates/ to captions/: those that are trained on"),
     "train-stage1": ("TrainStage1", "features/ to stage1/: the Q-Former, by ITC, ITM and ITG"),
     "capfilt": ("Capfilt", "candidates/: captions that stage1/ writes, scored beside the web's"),
     "train-stage2": ("TrainStage2", "stage1/ to stage2/: a projection into a language model"),

@@ -16,7 +16,7 @@ from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
 from model.stage1 import Stage1
 from pipeline.accounting import Account
-from pipeline.captions import kept_texts
+from pipeline.captions import kept_texts, open_captions
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows, text_rows
@@ -70,7 +70,7 @@ class Embed:
     """Dataset of kind `features`, for `image_embeddings`."""
 
     captions: str | None = None
-    """Dataset with captions (`pairs`), for `text_embeddings`."""
+    """Dataset with captions (`pairs` or `captions`), for `text_embeddings`."""
 
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -93,7 +93,7 @@ class Embed:
                 schema = image_embeddings_schema(size, width)
                 made.append(self._make(checkpoint, features, "image", schema, embed_shard_pictures))
             if self.captions is not None:
-                captions = Dataset.open(self.captions, "pairs")
+                captions = open_captions(self.captions)
                 schema = text_embeddings_schema(width)
                 made.append(self._make(checkpoint, captions, "text", schema, embed_shard_texts))
         return made

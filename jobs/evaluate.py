@@ -24,7 +24,7 @@ from model.itm import draw_negatives
 from model.pretrained.sentences import FrozenText
 from model.ridge import Ridge, caption_means, fit_ridges, pooled
 from model.stage1 import Stage1
-from pipeline.captions import kept_texts
+from pipeline.captions import kept_texts, open_captions
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.embeddings import Embeddings, read_embeddings, split_rows
 from pipeline.errors import ConfigError
@@ -70,7 +70,7 @@ class Evaluate:
     """Dataset of kind `features`."""
 
     captions: str
-    """Dataset beside it that has captions and split: `pairs`."""
+    """Dataset beside it that has captions and split: `pairs` or `captions`."""
 
     split: Literal["train", "validation", "test"] = "test"
     """Split to measure on."""
@@ -94,7 +94,7 @@ class Evaluate:
         """
         checkpoint = Checkpoint.open(self.checkpoint, 1)
         features = open_evaluation_view(self.features)
-        captions = Dataset.open(self.captions, "pairs")
+        captions = open_captions(self.captions)
         images, texts = self._embeddings(checkpoint)
         check_features(checkpoint, features)
         check_side_by_side(captions, features, images, texts)

@@ -29,6 +29,10 @@ class Index:
     pairs: str
     """Dataset of kind `pairs` beside them; URLs and captions to show are taken from it."""
 
+    captions: str | None = None
+    """Dataset of kind `captions` beside them, if its captions were embedded; they are shown then.
+    """
+
     out: str
     """Folder or URI of the index to make."""
 
@@ -42,7 +46,9 @@ class Index:
     def run(self) -> RetrievalIndex:
         """Make the index, unless it is there."""
         images, texts = self._embeddings()
-        sources = Sources(Dataset.open(self.pairs, "pairs"), images, texts, self.split)
+        pairs = Dataset.open(self.pairs, "pairs")
+        chosen = None if self.captions is None else Dataset.open(self.captions, "captions")
+        sources = Sources(pairs, images, texts, self.split, chosen)
         self._check_checkpoint(images)
         folder = Folder.at(self.out)
         draft = begin(folder, sources.lineage)
@@ -81,6 +87,7 @@ class Index:
             self,
             embeddings=_absolute(self.embeddings),
             pairs=_absolute(self.pairs),
+            captions=None if self.captions is None else _absolute(self.captions),
             out=_absolute(self.out),
             checkpoint=None if self.checkpoint is None else _absolute(self.checkpoint),
         )

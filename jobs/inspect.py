@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from jobs.results import place_of
 from pipeline.accounting import Account
+from pipeline.caption_table import write_caption_table
 from pipeline.dataset import DRAFT, Dataset, check_side_by_side
 from pipeline.embeddings import split_rows
 from pipeline.errors import ConfigError, DatasetError
@@ -22,7 +24,7 @@ from pipeline.verify import verify
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show a dataset: rows, accounts, lineage; read every byte; write some pictures out."""
+    """Show a dataset: rows, accounts, lineage; read every byte; write pictures or captions out."""
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Folder or URI of a dataset of any kind, finished or not."""
@@ -41,8 +43,12 @@ class Inspect:
     num_pictures: int = 24
     """How many pictures to write, spread evenly over the dataset."""
 
+    export: str | None = None
+    """Parquet file to write all captions into, a row each: uid, place, URL (of `captions` with
+    --beside pairs), split, text, source, status, and each judge's scores."""
+
     split: Literal["all", "train", "validation", "test"] = "all"
-    """Write only pictures of this split (of `pairs`)."""
+    """Write only pictures or captions of this split (of a dataset that has splits)."""
 
     json: bool = False
     """Print one JSON object instead of text."""
@@ -60,15 +66,19 @@ class Inspect:
         """
         folder = Folder.at(self.dataset)
         if folder.size(MANIFEST) is None and folder.size(DRAFT) is not None:
-            if self.verify or self.pictures is not None or self.beside is not None:
+            if self.verify or any((self.pictures, self.beside, self.export)):
                 raise ConfigError(f"{folder}: not finished; run its job again before this")
             self._print(_draft_facts(folder))
             return
         dataset = Dataset.open(folder)
         self._print(_facts(dataset))
-        if self.beside is not None:
-            check_side_by_side(dataset, Dataset.open(self.beside))
+        beside = None if self.beside is None else Dataset.open(self.beside)
+        if beside is not None:
+            check_side_by_side(dataset, beside)
             self._say(f"side by side with {self.beside}")
+        if self.export is not None:
+            count = write_caption_table(dataset, beside, self.split, *place_of(self.export))
+            self._say(f"{count:,} captions written to {self.export}")
         if self.pictures is not None:
             count = write_pictures(dataset, Path(self.pictures), self.num_pictures, self.split)
             self._say(f"{count} pictures written to {self.pictures}")

@@ -17,8 +17,15 @@ def publish_result(out: str, result: dict[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    parent, name = out.rsplit("/", 1) if "://" in out else (str(Path(out).parent), Path(out).name)
+    folder, name = place_of(out)
     try:
-        Folder.at(parent).publish_json(name, result)
+        folder.publish_json(name, result)
     except OSError as error:
         raise ConfigError(f"out: {out}: {error.strerror or error}") from error
+
+
+def place_of(file: str) -> tuple[Folder, str]:
+    """The folder of a file, given by path or URI, and its name in it; raises as `Folder.at`."""
+    path = Path(file)
+    parent, name = file.rsplit("/", 1) if "://" in file else (str(path.parent), path.name)
+    return Folder.at(parent), name

@@ -79,7 +79,8 @@ class TrainStage2:
     views; several are mixed."""
 
     captions: tuple[str, ...]
-    """Dataset beside it that has captions and split: `pairs`; one for each of the features."""
+    """Dataset beside it that has captions and split, `pairs` or `captions`; one for each of the
+    features."""
 
     out: str
     """Folder or URI of the training: checkpoints, metrics.jsonl, TensorBoard."""

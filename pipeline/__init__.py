@@ -35,6 +35,7 @@ data flows:
     embeddings  vectors of pictures and captions, in and out of numpy
     candidates  the web's captions and those that a model wrote, cleaned and scored
     selection   which of them are chosen
+    selected    what became of the captions, counted
     diversity   how many words, word pairs and texts of captions are different ones
 
 and what they all stand on:

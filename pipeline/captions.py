@@ -5,7 +5,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
@@ -88,6 +90,21 @@ def open_captions(location: str) -> Dataset:
             f"{dataset.folder}: holds {dataset.kind!r}, but 'pairs' or 'captions' is needed"
         )
     return dataset
+
+
+def in_a_line(captions: pa.ChunkedArray) -> tuple[pa.StructArray, np.ndarray]:
+    """The captions of all rows one after the other, and int64[N], which row each is of.
+
+    Args:
+        captions: a column of `schemas.CAPTION` or `schemas.SCORED_CAPTION` lists.
+    """
+    column = captions.combine_chunks()
+    return pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+
+
+def strings(captions: pa.StructArray, name: str) -> np.ndarray:
+    """object[N]: text, source or status of captions, in memory of its own."""
+    return np.array(pc.struct_field(captions, name).to_pylist(), object)
 
 
 def kept_texts(

@@ -3,8 +3,9 @@
 Counted by 64-bit digests, so that the parts of a dataset can be counted apart and added up.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from pipeline.recurring import text_digest
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 """Tells a pair of words from the same two in the other order."""
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Diversity:
     def of(texts: Sequence[str]) -> "Diversity":
         """Count these captions."""
         folded = [text.casefold() for text in texts]
-        rows = pc.utf8_split_whitespace(pa.array(folded, pa.string()))
+        rows = pa.array([text.split() for text in folded], pa.list_(pa.string()))
         coded = pc.list_flatten(rows).dictionary_encode()
         known = np.array([text_digest(word) for word in coded.dictionary.to_pylist()], np.uint64)
         words = known[coded.indices.to_numpy()]
@@ -49,14 +52,8 @@ class Diversity:
 
     @staticmethod
     def total(parts: Iterable["Diversity"]) -> "Diversity":
-        """The sum of several; of many small ones each is added a few times only."""
-        whole = Diversity.of([])
-        waiting: list[Diversity] = []
-        for part in parts:
-            waiting.append(part)
-            if sum(len(its.texts) for its in waiting) > len(whole.texts):
-                whole, waiting = _added([whole, *waiting]), []
-        return _added([whole, *waiting])
+        """The sum of several."""
+        return added_up(parts, _added, lambda part: len(part.texts))
 
     @property
     def num_captions(self) -> int:
@@ -71,14 +68,37 @@ class Diversity:
         """
         return {
             "captions": self.num_captions,
-            "mean_words": _share(self.num_words, self.num_captions),
-            "distinct_1": _share(len(self.words), self.num_words),
-            "distinct_2": _share(len(self.word_pairs), self.num_word_pairs),
-            "identical_share": _share(int(self.counts[self.counts > 1].sum()), self.num_captions),
+            "mean_words": share_of(self.num_words, self.num_captions),
+            "distinct_1": share_of(len(self.words), self.num_words),
+            "distinct_2": share_of(len(self.word_pairs), self.num_word_pairs),
+            "identical_share": share_of(int(self.counts[self.counts > 1].sum()), self.num_captions),
         }
 
 
+def added_up(
+    parts: Iterable[Part], add: Callable[[list[Part]], Part], size: Callable[[Part], int]
+) -> Part:
+    """The sum of many parts, one in memory after the other.
+
+    Parts wait until they are as large together as their sum so far, so that each is copied a few
+    times only.
+
+    Args:
+        parts: any number.
+        add: the sum of some, of none too.
+        size: of a part, in any unit.
+    """
+    whole = add([])
+    waiting: list[Part] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(size, waiting)) > size(whole):
+            whole, waiting = add([whole, *waiting]), []
+    return add([whole, *waiting])
+
+
 def _added(parts: Sequence[Diversity]) -> Diversity:
+    parts = [Diversity.of([]), *parts]
     digests, counts = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("texts", "counts")
     )
@@ -95,5 +115,6 @@ def _added(parts: Sequence[Diversity]) -> Diversity:
     )
 
 
-def _share(count: int, of: int) -> float:
+def share_of(count: int, of: int) -> float:
+    """Of nothing it is 0; rounded, for people."""
     return round(count / of, 6) if of else 0.0

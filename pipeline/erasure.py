@@ -88,7 +88,7 @@ def _erase_in_shard(dataset: Dataset, record: ShardRecord, uids: Set[bytes]) -> 
     captions = Counter(earlier.captions)
     if record.captions is not None:
         groups = shard.table.column("captions").take(pa.array(rows)).to_pylist()
-        captions.update(caption["status"] for group in groups for caption in group)
+        captions.update(caption["status"] for group in groups for caption in group or [])
     table = without_payload(shard.table, rows, {"uid"})
     size = dataset.manifest.rows_per_batch
     return replace(

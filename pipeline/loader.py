@@ -43,7 +43,7 @@ class Pairs:
 
     Args:
         features: dataset of kind `features`, or all its views (`views.open_views`).
-        captions: a dataset beside it that has captions and split (`pairs`).
+        captions: a dataset beside it that has captions and split (`pairs` or `captions`).
         split: `train`, `validation` or `test`.
         seed: of the views that pictures show.
         pin: gather tokens where a GPU fetches them from.

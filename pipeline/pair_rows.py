@@ -17,7 +17,7 @@ from pipeline.token_reader import OPEN_SHARDS, Presence, TokenReader, Wanted
 from pipeline.views import view_of
 
 _COLUMNS = ("uid", "captions", "split")
-"""What is read of `pairs`; never the pictures."""
+"""What is read of `pairs` or `captions`; never the pictures."""
 
 
 class PairRows:
@@ -25,7 +25,7 @@ class PairRows:
 
     Args:
         views: datasets of kind `features`, the first for evaluation.
-        captions: a dataset beside them that has captions and split (`pairs`).
+        captions: a dataset beside them that has captions and split (`pairs` or `captions`).
         split: `train`, `validation` or `test`.
         seed: of the views that pictures show.
 

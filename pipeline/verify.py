@@ -4,13 +4,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.accounting import Account
+from pipeline.captions import in_a_line
 from pipeline.dataset import Dataset
 from pipeline.errors import DatasetError
 from pipeline.schemas import KEPT, UID
 from pipeline.shard import Erased, ShardRecord, read_record
+
+_SCORED = ("candidates", "captions")
+_UNIQUE = ("pairs", *_SCORED)
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
@@ -18,8 +24,9 @@ def verify(dataset: Dataset) -> Iterator[str]:
 
     Checked for each shard: its record equals what dataset.json says of it, its files have the
     bytes and the digests recorded, its schema and batches are the dataset's, its uids give the
-    recorded digest, and its captions have known statuses that add up. For all shards: the accounts
-    add up to the dataset's, and in `pairs` no uid is there twice.
+    recorded digest, its captions have known statuses that add up, and their scores are numbers. For
+    all shards: the accounts add up to the dataset's, and in `pairs` and in captions beside them no
+    uid is there twice.
     """
     seen: Counter[bytes] = Counter()
     for number, record in dataset.records.items():
@@ -28,7 +35,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
         except DatasetError as error:
             yield str(error)
             continue
-        if dataset.kind == "pairs":
+        if dataset.kind in _UNIQUE:
             seen.update(uids)
     yield from _verify_totals(dataset)
     for uid, count in seen.items():
@@ -51,6 +58,8 @@ def _verify_shard(dataset: Dataset, number: int, record: ShardRecord) -> list[by
         raise DatasetError(f"{name}: its uids are not those of its record")
     if record.captions is not None:
         _verify_captions(shard.table, record, record.captions, name)
+    if dataset.kind in _SCORED:
+        _verify_scores(shard.table, name)
     if record.erased is not None:
         _verify_erased(shard.table, record.erased, name)
     return uids
@@ -87,6 +96,21 @@ def _verify_captions(table: pa.Table, record: ShardRecord, account: Account, nam
     recorded.update({k: v for k, v in account.dropped.items() if k.startswith("rejected:")})
     if +found != +recorded:
         raise DatasetError(f"{name}: captions are {dict(found)}, recorded {dict(recorded)}")
+
+
+def _verify_scores(table: pa.Table, name: str) -> None:
+    """Each score is of a judge, its similarity finite, its match probability one or null."""
+    captions, row = in_a_line(table["captions"])
+    lists = pc.struct_field(captions, "scores")
+    scores = pc.list_flatten(lists)
+    itc, itm = (pc.struct_field(scores, name) for name in ("itc", "itm"))
+    similarity = itc.to_numpy(zero_copy_only=False)  # null is NaN
+    probability = itm.fill_null(0).to_numpy()
+    right = np.isfinite(similarity) & (probability >= 0) & (probability <= 1)
+    right &= pc.struct_field(scores, "judge").is_valid().to_numpy(zero_copy_only=False)
+    for at in np.flatnonzero(~right)[:1].tolist():
+        uid = table["uid"][row[pc.list_parent_indices(lists)[at].as_py()]].as_py().hex()
+        raise DatasetError(f"{name}: picture {uid}: a caption's score is {scores[at].as_py()}")
 
 
 def _verify_totals(dataset: Dataset) -> Iterator[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jobs.training.config import LoopConfig
 from jobs.training.learner import mine
+from pipeline.captions import open_captions
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lineage import Parent
@@ -43,7 +44,7 @@ class TrainingData:
 
         Args:
             features: the location of each one's features, of one view or several.
-            captions: what lies beside each, of kind `pairs`.
+            captions: what lies beside each, of kind `pairs` or `captions`.
             mix: the weight of each, or none.
             order: as configured.
             cache: of features that are not local.
@@ -60,7 +61,7 @@ class TrainingData:
         for others in views:
             check_same_encoder(views[0][0], others[0])
         remote = [str(its[0].folder) for its in views if not its[0].folder.is_local]
-        beside = tuple(Dataset.open(location, "pairs") for location in captions)
+        beside = tuple(open_captions(location) for location in captions)
         return TrainingData(views, beside, tuple(mix), order.resolved(remote))
 
     @property

@@ -14,13 +14,14 @@ from indexes.retrieval import RetrievalIndex
 from indexes.storage import begin
 from jobs.cli import main
 from pipeline.accounting import Account
+from pipeline.candidates import candidate_rows, candidates_of, caption_account, with_scores
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows
 from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.loader import Pairs
-from pipeline.schemas import LEDGER, PAIRS, PLAN, RAW, features_schema
+from pipeline.schemas import CANDIDATES, LEDGER, PAIRS, PLAN, RAW, features_schema
 from pipeline.shard import commit_table, new_shard
 from pipeline.storage import Folder
 from pipeline.tombstones import read_tombstones
@@ -245,6 +246,42 @@ def test_taking_down_again_changes_nothing_and_erasing_may_come_later(run, taked
     assert pairs.records[0].erased.rows == (1, 2)
     assert pairs.records[0].erased.captions == {"kept": 2, "rejected:empty": 2}
     assert list(verify(pairs)) == []
+
+
+def test_what_was_written_of_a_picture_goes_with_it(run, takedown):
+    pairs = Dataset.open(str(run / "pairs"))
+    tables = []
+    for shard in pairs.shards():
+        rows = shard.table.to_pylist()
+        texts = [[f"written of {row['url']}"] for row in rows]
+        competing = candidates_of([row["captions"] for row in rows], texts, ())
+        scored = [with_scores(its, "clip:a", [(0.5, None), (0.75, None)]) for its in competing]
+        tables.append(candidate_rows([row["uid"] for row in rows], scored, ["train"] * len(rows)))
+    draft = Draft.begin(Folder.at(run / "candidates"), "candidates", CANDIDATES, Lineage("t", {}))
+    for number, table in enumerate(tables):
+        accounts = {"pictures": Account.all_kept(len(table)), "captions": caption_account(table)}
+        commit_table(draft.folder, number, table, draft.rows_per_batch, **accounts)
+    draft.publish(draft.committed().values())
+
+    command = ["select-captions", str(run / "candidates"), "--top-k", "1", "--out"]
+    assert main([*command, str(run / "captions")]) == 0
+    takedown(URLS[3])
+    assert main([*command, str(run / "later")]) == 0  # the row has no captions any more
+    report = takedown(URLS[3], URLS[10], options=["--erase"])
+    names = ("candidates", "captions", "later")
+    assert [report["erased_rows"][str(run / name)] for name in names] == [2, 2, 2]
+    for name in names:
+        dataset = Dataset.open(str(run / name))
+        check_side_by_side(dataset, pairs)
+        assert list(verify(dataset)) == []
+        rows = [row for shard in dataset.shards() for row in shard.table.to_pylist()]
+        gone = [row["captions"] is None and row["split"] is None for row in rows]
+        assert [number for number, its in enumerate(gone) if its] == [3, 10]
+        assert f"written of {URLS[3]}".encode() not in bytes_of(run / name)
+        assert f"written of {URLS[4]}".encode() in bytes_of(run / name)
+    assert Dataset.open(str(run / "later")).records[0].erased.captions == {}
+    one = {"kept": 1, "rejected:empty": 1, "rejected:not_best": 1}
+    assert Dataset.open(str(run / "captions")).records[0].erased.captions == one
 
 
 class Killed(BaseException):

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pytest
 
 from pipeline.accounting import Account
+from pipeline.candidates import candidate_rows, caption_account
 from pipeline.captions import web_caption
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.lineage import Lineage
 from pipeline.schemas import LEDGER, PAIRS, RAW
-from pipeline.shard import new_shard
+from pipeline.shard import commit_table, new_shard
 from pipeline.storage import Folder
 from pipeline.verify import verify
 
@@ -94,3 +95,44 @@ def test_captions_that_are_not_as_recorded_are_a_fault(tmp_path):
         shard.commit(pictures=Account.all_kept(1), captions=Account.all_kept(2))
     (fault,) = verify(draft.publish(draft.committed().values()))
     assert "captions are {'kept': 1}, recorded {'kept': 2}" in fault
+
+
+def score(judge="clip:a", itc=0.5, itm=None) -> dict:
+    return {"judge": judge, "itc": itc, "itm": itm}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (score(judge=None), "'judge': None"),
+        (score(itc=None), "'itc': None"),
+        (score(itc=float("inf")), "'itc': inf"),
+        (score(itm=1.5), "'itm': 1.5"),
+        (score(itm=float("nan")), "'itm': nan"),
+    ],
+)
+def test_a_score_that_is_none_is_a_fault(tmp_path, wrong, said):
+    rows = [
+        None,
+        [web_caption("a") | {"scores": [score()]}],
+        [web_caption("b") | {"scores": []}, web_caption("c") | {"scores": [score(itm=1.0), wrong]}],
+    ]
+    uids = [bytes([row] * 16) for row in range(3)]
+    for kind, last, faults in (("captions", 2, 0), ("candidates", 3, 1)):
+        table = candidate_rows(uids[:last], rows[:last], ["train"] * last)
+        draft = Draft.begin(Folder.at(tmp_path / kind), kind, table.schema, Lineage("test", {}))
+        accounts = {"pictures": Account.all_kept(last), "captions": caption_account(table)}
+        commit_table(draft.folder, 0, table, draft.rows_per_batch, **accounts)
+        found = list(verify(draft.publish(draft.committed().values())))
+        assert len(found) == faults
+    assert f"picture {uids[2].hex()}: a caption's score is {{" in found[0]
+    assert said in found[0]
+
+
+def test_a_uid_twice_in_captions_is_a_fault(tmp_path):
+    table = candidate_rows([b"u" * 16] * 2, [None, None], ["train", "train"])
+    draft = Draft.begin(Folder.at(tmp_path), "captions", table.schema, Lineage("test", {}))
+    accounts = {"pictures": Account.all_kept(2), "captions": Account(0, 0)}
+    commit_table(draft.folder, 0, table, draft.rows_per_batch, **accounts)
+    (fault,) = verify(draft.publish(draft.committed().values()))
+    assert f"uid {(b'u' * 16).hex()} is there 2 times" in fault

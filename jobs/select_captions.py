@@ -1,0 +1,118 @@
+"""`viaduct select-captions`: which of the candidates are trained on, by the scores of a judge."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from jobs.build import running
+from pipeline.accounting import Account
+from pipeline.candidates import caption_account
+from pipeline.dataset import Dataset
+from pipeline.draft import Draft
+from pipeline.erasure import without_payload
+from pipeline.errors import ConfigError
+from pipeline.lineage import Lineage
+from pipeline.schemas import CANDIDATES
+from pipeline.selected import Selected, told
+from pipeline.selection import SelectionConfig, choose, judges_of, over_budget, with_statuses
+from pipeline.shard import ShardRecord, commit_table
+from pipeline.storage import Folder
+
+SUMMARY = "summary.json"
+"""What became of the captions, for people and reports; part of no digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectCaptions:
+    """Choose the captions to train on among `candidates`, by the scores that they have.
+
+    No picture is looked at, so that it costs seconds to choose otherwise, into another folder.
+    Pictures that were not judged, such as held-out ones, keep their captions as they are.
+    """
+
+    candidates: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CANDIDATES")]
+    """Dataset of kind `candidates`, which `viaduct capfilt` makes."""
+
+    out: str
+    """Folder or URI of the dataset `captions` to make, to be named wherever captions are."""
+
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+    def run(self) -> Dataset:
+        """Make the dataset, or go on with it, and print what share of the captions it replaced.
+
+        Raises:
+            ConfigError: there is no such judge, or nobody judged.
+        """
+        candidates = Dataset.open(self.candidates, "candidates")
+        selection = self.selection.resolved(_judges(candidates))
+        lineage = Lineage("select-captions", asdict(selection), (candidates.as_parent,))
+        draft = Draft.begin(Folder.at(self.out), "captions", CANDIDATES, lineage)
+        made = draft.whole()
+        if made is None or made.folder.size(SUMMARY) is None:
+            with running(self, draft) as log, log.phase("select"):
+                made = _make(draft, candidates, selection)
+        for line in told(made.folder.read_json(SUMMARY)):
+            print(line)
+        return made
+
+
+def _judges(candidates: Dataset) -> dict[str, bool]:
+    """Those of the first shard that was judged: one run judged them all."""
+    for shard in candidates.shards():
+        if judges := judges_of(shard.table):
+            return judges
+    raise ConfigError(f"{candidates.folder}: no caption has a score")
+
+
+def _make(draft: Draft, candidates: Dataset, selection: SelectionConfig) -> Dataset:
+    over = _over(candidates, selection)
+    committed = draft.committed()
+    records: list[ShardRecord] = []
+
+    def selected() -> Iterator[Selected]:
+        for number in candidates.records:
+            table = _rows(candidates, number)
+            choice = choose(table, selection)
+            chosen = choice if over is None else choice.without(over[number])
+            table = with_statuses(table, chosen.statuses)
+            records.append(committed.get(number) or _commit(draft, number, table))
+            yield Selected.of(table)
+
+    draft.folder.publish_json(SUMMARY, Selected.total(selected()).to_json())
+    return draft.publish(records)
+
+
+def _commit(draft: Draft, number: int, table: pa.Table) -> ShardRecord:
+    return commit_table(
+        draft.folder,
+        number,
+        table,
+        draft.rows_per_batch,
+        pictures=Account.all_kept(table.num_rows),
+        captions=caption_account(table),
+    )
+
+
+def _rows(candidates: Dataset, number: int) -> pa.Table:
+    """The rows of a shard, of those taken down the uid alone."""
+    shard = candidates.shard(number)
+    return without_payload(shard.table, np.flatnonzero(~np.asarray(shard.live)), {"uid"})
+
+
+def _over(candidates: Dataset, selection: SelectionConfig) -> dict[int, np.ndarray] | None:
+    """By shard, which of its `Choice.synthetic` are over the budget; None where there is none."""
+    if selection.synthetic_share is None:
+        return None
+    scores, num_web = {}, 0
+    for number in candidates.records:
+        choice = choose(_rows(candidates, number), selection)
+        scores[number] = choice.scores
+        num_web += choice.num_web
+    whole = over_budget(np.concatenate(list(scores.values())), num_web, selection.synthetic_share)
+    ends = np.cumsum([len(its) for its in scores.values()])[:-1]
+    return dict(zip(scores, np.split(whole, ends), strict=True))
