@@ -78,8 +78,8 @@ def _make(draft: Draft, candidates: Dataset, selection: SelectionConfig) -> Data
         for number in candidates.records:
             table = _rows(candidates, number)
             choice = choose(table, selection)
-            chosen = choice if over is None else choice.without(over[number])
-            table = with_statuses(table, chosen.statuses)
+            statuses = choice.statuses if over is None else choice.without(over[number])
+            table = with_statuses(table, statuses)
             records.append(committed.get(number) or _commit(draft, number, table))
             yield Selected.of(table)
 
@@ -105,14 +105,13 @@ def _rows(candidates: Dataset, number: int) -> pa.Table:
 
 
 def _over(candidates: Dataset, selection: SelectionConfig) -> dict[int, np.ndarray] | None:
-    """By shard, which of its `Choice.synthetic` are over the budget; None where there is none."""
+    """By shard, which of its `Written` are over the budget; None where there is none."""
     if selection.synthetic_share is None:
         return None
-    scores, num_web = {}, 0
+    written, num_web = [], 0
     for number in candidates.records:
         choice = choose(_rows(candidates, number), selection)
-        scores[number] = choice.scores
+        written.append(choice.written)
         num_web += choice.num_web
-    whole = over_budget(np.concatenate(list(scores.values())), num_web, selection.synthetic_share)
-    ends = np.cumsum([len(its) for its in scores.values()])[:-1]
-    return dict(zip(scores, np.split(whole, ends), strict=True))
+    over = over_budget(written, num_web, selection.synthetic_share)
+    return dict(zip(candidates.records, over, strict=True))

@@ -1,6 +1,6 @@
 """Selection: which of a picture's candidates are kept, by the scores of one judge."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
@@ -39,7 +39,7 @@ class SelectionConfig:
 
     synthetic_share: float | None = None
     """Share of the kept captions that models may have written, 0 to 1; beyond it those go that
-    score lowest over the whole dataset."""
+    score lowest over the whole dataset, and a picture that loses all keeps its best web caption."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -86,23 +86,38 @@ def judges_of(table: pa.Table) -> dict[str, bool]:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The kept captions of a table that models wrote."""
+
+    places: np.ndarray
+    """int64[M]: where they stand among all captions of its rows."""
+    scores: np.ndarray
+    """float32[M, 2]: what the best have most of, and what settles ties."""
+    rows: np.ndarray
+    """int64[M]: the row of each."""
+    instead: np.ndarray
+    """int64[M]: where the best web caption of that row stands which was not kept, though it reaches
+    its threshold; -1 where there is none, or the row keeps one of the web anyway."""
+
+
+@dataclass(frozen=True)
 class Choice:
-    """What is chosen of a table of candidates; N are all captions of its rows, in order."""
+    """What is chosen of a table of candidates."""
 
     statuses: np.ndarray
-    """object[N]"""
-    synthetic: np.ndarray
-    """int64[M]: where among these N the kept captions are that models wrote."""
-    scores: np.ndarray
-    """float32[M, 2]: of these what the best have most of, and what settles ties."""
+    """object[N]: of all captions of its rows, in order."""
     num_web: int
     """Kept captions of judged pictures that the web gave."""
+    written: Written
 
-    def without(self, over: np.ndarray) -> "Choice":
-        """The same with some of `synthetic` over the budget; bool[M] says which."""
-        statuses = self.statuses.copy()
-        statuses[self.synthetic[over]] = OVER_BUDGET
-        return replace(self, statuses=statuses)
+    def without(self, over: np.ndarray) -> np.ndarray:
+        """object[N]: the statuses with some of `written` over the budget, bool[M]; a row that
+        keeps nothing then keeps the web caption that it has instead."""
+        statuses, written = self.statuses.copy(), self.written
+        statuses[written.places[over]] = OVER_BUDGET
+        bare = ~np.isin(written.rows, written.rows[~over]) & (written.instead >= 0)
+        statuses[written.instead[bare]] = KEPT
+        return statuses
 
 
 def choose(table: pa.Table, config: SelectionConfig) -> Choice:
@@ -143,25 +158,47 @@ def choose(table: pa.Table, config: SelectionConfig) -> Choice:
     place = _places(row[left], ranks[left])
     if config.top_k is not None:
         statuses[left[place >= config.top_k]] = NOT_BEST
-    kept = left[statuses[left] == KEPT]
-    written = kept[is_written[kept]]
-    return Choice(statuses, written, ranks[written], len(kept) - len(written))
+    is_web, is_kept = ~is_written[left], statuses[left] == KEPT
+    instead = _best_of_rows(len(table), row[left], place, is_web)
+    instead[instead >= 0] = left[instead[instead >= 0]]
+    web, written = left[is_web & is_kept], left[~is_web & is_kept]
+    instead[row[web]] = -1
+    told = Written(written, ranks[written], row[written], instead[row[written]])
+    return Choice(statuses, len(web), told)
 
 
-def over_budget(scores: np.ndarray, num_web: int, share: float) -> np.ndarray:
-    """bool[M]: which written captions go, so that they are at most a share of all that are kept.
+def over_budget(parts: Sequence[Written], num_web: int, share: float) -> list[np.ndarray]:
+    """Which written captions go, so that no more than a share of all that are kept are written.
+
+    Those that score highest stay, of equal ones the first, and as many as can: a picture that
+    loses all keeps the web caption that it has instead, so more of them may stay beside it.
 
     Args:
-        scores: float32[M, 2], of the kept ones over the whole dataset, as in `Choice`; where both
-            are equal the later one goes.
-        num_web: kept captions of the web.
+        parts: those of a whole dataset, table by table.
+        num_web: web captions kept beside them.
         share: 0 to 1.
+
+    Returns:
+        bool[M] for each part.
     """
-    over = np.ones(len(scores), bool)
-    exact = Fraction(str(share))
-    most = len(scores) if exact == 1 else int(num_web * exact / (1 - exact))
-    over[_best_first(scores)[:most]] = False
-    return over
+    scores, rows, instead = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("scores", "rows", "instead")
+    )
+    ends = np.cumsum([len(part.rows) for part in parts])
+    pictures = np.stack([np.searchsorted(ends, np.arange(len(rows)), side="right"), rows], axis=1)
+    order = _best_first(scores)
+    _, best = np.unique(pictures[order], return_index=True, axis=0)
+    needless = np.zeros(len(order) + 1, np.int64)  # at n: web captions that nobody needs once the
+    needless[1 + best] = instead[order][best] >= 0  # best n of the written ones stay
+    num_web += int(needless.sum())
+    exact = Fraction(str(share)).limit_denominator(1_000_000)
+    stay = np.arange(len(order) + 1)
+    web = num_web - np.cumsum(needless)
+    fits = stay * (exact.denominator - exact.numerator) <= web * exact.numerator
+    over = np.ones(len(order), bool)
+    over[order[: int(fits.sum()) - 1]] = False
+    return np.split(over, ends[:-1])
 
 
 def with_statuses(table: pa.Table, statuses: np.ndarray) -> pa.Table:
@@ -210,3 +247,18 @@ def _places(row: np.ndarray, scores: np.ndarray) -> np.ndarray:
     places = np.empty(len(row), np.int64)
     places[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
     return places
+
+
+def _best_of_rows(num_rows: int, row: np.ndarray, place: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """int64[rows]: of each row the number of its best among some, bool[N]; -1 where there is none.
+
+    Args:
+        num_rows: how many rows there are.
+        row, place: of N captions, as `_places` tells.
+        of: bool[N], which captions count.
+    """
+    some = np.flatnonzero(of)
+    some = some[np.argsort(-place[some])]
+    best = np.full(num_rows, -1)
+    best[row[some]] = some  # the last one of a row stays
+    return best

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import CANDIDATES
 from pipeline.selection import (
     SelectionConfig,
+    Written,
     choose,
     judges_of,
     over_budget,
@@ -36,9 +37,11 @@ def chosen(table: pa.Table, judges=BOTH, **options) -> list[list[str] | None]:
     options = {"judge": "stage1:b", "top_k": None, **options}
     config = SelectionConfig(**options).resolved(judges)
     choice = choose(table, config)
+    statuses = choice.statuses
     if config.synthetic_share is not None:
-        choice = choice.without(over_budget(choice.scores, choice.num_web, config.synthetic_share))
-    after = with_statuses(table, choice.statuses)
+        [over] = over_budget([choice.written], choice.num_web, config.synthetic_share)
+        statuses = choice.without(over)
+    after = with_statuses(table, statuses)
     assert after.schema.equals(CANDIDATES)
     rows = after.column("captions").to_pylist()
     for row, was in zip(rows, table.column("captions").to_pylist(), strict=True):  # all else stays
@@ -101,9 +104,88 @@ def test_beyond_the_budget_the_lowest_go_over_the_whole_dataset():
     assert chosen(table_of(*rows), synthetic_share=1.0) == [["kept"] * len(row) for row in rows]
 
 
+def test_a_picture_that_loses_all_to_the_budget_keeps_its_best_web_caption():
+    rows = [
+        [caption("web", 0.25, 0), caption("web", 0.375, 0), caption("synthetic", 0.5, 0)],
+        [caption("web", 0.125, 0), caption("synthetic", 0.75, 0)],  # its web one reaches nothing
+        [caption("web", 0.25, 0), caption("synthetic", 1, 0)],
+        [caption("web", 1, 0), caption("synthetic", 0.875, 0)],
+        [caption("web", 0.25, 0), caption("synthetic", 0.625, 0)],
+    ]
+    options = {"top_k": 1, "web_threshold": 0.2}
+    before = chosen(table_of(*rows), **options)
+    assert before == [
+        ["not_best", "not_best", "kept"],
+        ["below_threshold", "kept"],
+        ["not_best", "kept"],
+        ["kept", "not_best"],
+        ["not_best", "kept"],
+    ]
+    # Beside the web's one: with the best written one two more of the web, with two of them too.
+    over = chosen(table_of(*rows), **options, synthetic_share=0.4)
+    assert over == [
+        ["not_best", "kept", "over_budget"],
+        ["below_threshold", "kept"],
+        ["not_best", "kept"],
+        ["kept", "not_best"],
+        ["kept", "over_budget"],
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.6, 1.0])
+def test_the_budget_is_used_up_as_a_slow_reference_does(share):
+    draw = np.random.default_rng(6)
+    sources = ("web", "synthetic", "synthetic")
+    rows = [
+        [
+            caption(sources[draw.integers(3)], int(draw.integers(5)) / 4, 0)
+            for _ in range(draw.integers(5))
+        ]
+        for _ in range(60)
+    ]
+    tables = [table_of(*rows[:25]), table_of(), table_of(*rows[25:], first=25)]
+    config = SelectionConfig(judge="stage1:b", top_k=2, synthetic_share=share).resolved(BOTH)
+    choices = [choose(table, config) for table in tables]
+    over = over_budget([c.written for c in choices], sum(c.num_web for c in choices), share)
+    both = zip(choices, over, strict=True)
+    found = np.concatenate([choice.without(its) for choice, its in both]).tolist()
+
+    before = np.concatenate([choice.statuses for choice in choices]).tolist()
+    flat = [
+        (number, c["source"], c["scores"][1]["itm"]) for number, row in enumerate(rows) for c in row
+    ]
+    ranked = sorted(
+        (-itm, at)
+        for at, (_, source, itm) in enumerate(flat)
+        if source == "synthetic" and before[at] == "kept"
+    )
+
+    def with_best(stay: int) -> list[str]:
+        """The statuses where so many written captions stay."""
+        statuses = list(before)
+        for _, at in ranked[stay:]:
+            statuses[at] = "rejected:over_budget"
+        for number in {flat[at][0] for _, at in ranked}:
+            mine = [at for at, (owner, *_) in enumerate(flat) if owner == number]
+            web = [(-flat[at][2], at) for at in mine if flat[at][1] == "web"]
+            if web and not any(statuses[at] == "kept" for at in mine):
+                statuses[min(web)[1]] = "kept"
+        return statuses
+
+    def written_share(statuses: list[str]) -> float:
+        kept = [source for (_, source, _), its in zip(flat, statuses, strict=True) if its == "kept"]
+        return kept.count("synthetic") / len(kept)
+
+    fitting = [n for n in range(len(ranked) + 1) if written_share(with_best(n)) <= share]
+    assert found == with_best(max(fitting))
+    assert share in (0.0, 1.0) or 0 < max(fitting) < len(ranked)
+
+
 @pytest.mark.parametrize(("num_web", "share", "left"), [(3, 0.7, 7), (1, 0.9, 9), (7, 0.3, 3)])
 def test_a_share_that_comes_out_even_is_used_to_the_last_caption(num_web, share, left):
-    over = over_budget(np.zeros((12, 2), np.float32), num_web, share)
+    none = np.full(12, -1)
+    part = Written(np.arange(12), np.zeros((12, 2), np.float32), np.arange(12), none)
+    [over] = over_budget([part], num_web, share)
     assert over.tolist() == [False] * left + [True] * (12 - left)
 
 
