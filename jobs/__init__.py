@@ -14,6 +14,8 @@ results     what it found, as one JSON file
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
 import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
 evaluate, search, caption, answer    what the trained model can do
+capfilt     captions that stage 1 writes, scored beside the web's
+caption_worker    its worker: writing, cleaning and judging a shard
 feature_worker    the worker of features: encoder, decoding and writing side by side
 subjects    what it looks at then: picture files, or rows of features
 texts       what it writes of them: asked for with progress, printed, published

@@ -147,6 +147,8 @@ def build(
             "set_aside": outcome.set_aside,
             "worker_peak_rss_bytes": outcome.peak_rss_bytes,
         }
+        if outcome.sums:
+            entry["sums"] = {name: round(value, 3) for name, value in outcome.sums.items()}
     records = committed | outcome.done
     if outcome.set_aside and not pool.publish_incomplete:
         raise Incomplete(draft.folder, outcome, len(records))

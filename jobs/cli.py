@@ -21,6 +21,7 @@ COMMANDS = {
     "features": ("Features", "pairs/ to features/: the frozen vision encoder, once"),
     "select-captions": ("SelectCaptions", "candidates/ to captions/: those that are trained on"),
     "train-stage1": ("TrainStage1", "features/ to stage1/: the Q-Former, by ITC, ITM and ITG"),
+    "capfilt": ("Capfilt", "candidates/: captions that stage1/ writes, scored beside the web's"),
     "train-stage2": ("TrainStage2", "stage1/ to stage2/: a projection into a language model"),
     "import": ("Import", "weights of LAVIS or transformers to stage1/ or stage2/"),
     "export": ("Export", "stage1/ or stage2/ to weights of LAVIS or transformers"),

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
@@ -26,6 +26,15 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.cpus is not None and self.cpus < 1:
             raise ConfigError(f"cpus: {self.cpus} is not positive")
+
+
+def cluster_device(device: Literal["auto", "cuda", "cpu"]) -> str:
+    """Where workers compute: `auto` takes GPUs where Ray, which must be there, has any."""
+    import ray
+
+    if device != "auto":
+        return device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
 
 @contextlib.contextmanager

@@ -1,17 +1,16 @@
 """`viaduct embed`: contrastive embeddings of pictures and captions, by a stage-1 checkpoint."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from jobs.build import build, running
-from jobs.cluster import ClusterConfig, session
+from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
@@ -107,7 +106,7 @@ class Embed:
         schema: pa.Schema,
         embedder: Embedder,
     ) -> Dataset:
-        device = self._device()
+        device = cluster_device(self.embed.device)
         config: dict[str, Any] = {
             "batch_size": self.embed.batch_size,
             "threads": self.embed.threads if device == "cpu" else None,
@@ -122,18 +121,8 @@ class Embed:
         tasks = [Task(r.number, r.entry.rows) for r in source.manifest.records]
         make = partial(_worker, checkpoint, source, draft.folder, self.embed, device, embedder)
         with running(self, draft) as log:
-            return build(draft, tasks, make, self._pool(device), log, phase=f"embed {of}s")
-
-    def _device(self) -> str:
-        if self.embed.device != "auto":
-            return self.embed.device
-        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-
-    def _pool(self, device: str) -> PoolConfig:
-        if device == "cpu":
-            cpus = max(self.pool.cpus_per_worker, float(self.embed.threads))
-            return replace(self.pool, cpus_per_worker=cpus)
-        return replace(self.pool, gpus_per_worker=self.pool.gpus_per_worker or 1.0)
+            pool = self.pool.on(device, self.embed.threads)
+            return build(draft, tasks, make, pool, log, phase=f"embed {of}s")
 
 
 def _worker(

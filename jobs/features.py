@@ -9,7 +9,7 @@ import tyro
 from ray.exceptions import RayTaskError
 
 from jobs.build import build, running
-from jobs.cluster import ClusterConfig, session
+from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.feature_worker import (
     SHARDS_AT_ONCE,
     CacheConfig,
@@ -56,7 +56,7 @@ class Features:
         if self.views.views > 1 and (out.size(MANIFEST) or out.size(DRAFT)):
             raise ConfigError(f"{out}: holds features of one view; choose another for several")
         with session(self.cluster):
-            device = self._device()
+            device = cluster_device(self.device)
             spec = _spec(self.encoder)
             made = []
             for view in range(self.views.views):
@@ -72,7 +72,7 @@ class Features:
         if published := draft.whole():
             return published
         tasks = [Task(r.number, r.entry.rows) for r in work.pairs.manifest.records]
-        pool = self._pool(work.device)
+        pool = self.pool.on(work.device, self.cache.threads)
         phase = "encode" if self.views.views == 1 else f"encode view {work.view}"
         with running(self, draft) as log:
             if self.cache.dtype == "int8":
@@ -93,18 +93,6 @@ class Features:
         config |= self.views.lineage(work.view)
         encoder = {"encoder": work.spec.to_json()}
         return Lineage("features", config, (work.pairs.as_parent,), encoder)
-
-    def _device(self) -> str:
-        if self.device != "auto":
-            return self.device
-        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-
-    def _pool(self, device: str) -> PoolConfig:
-        """A worker on a GPU takes a whole one unless told otherwise; one on a CPU its threads."""
-        if device == "cpu":
-            cpus = max(self.pool.cpus_per_worker, float(self.cache.threads))
-            return replace(self.pool, cpus_per_worker=cpus)
-        return replace(self.pool, gpus_per_worker=self.pool.gpus_per_worker or 1.0)
 
 
 def _spec(config: EncoderConfig) -> EncoderSpec:

@@ -13,8 +13,8 @@ import random
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -68,6 +68,15 @@ class PoolConfig:
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ConfigError("cpus_per_worker, gpus_per_worker: must not be negative")
 
+    def on(self, device: str, threads: int) -> "PoolConfig":
+        """For workers that compute on a device.
+
+        On a GPU each has a whole one unless told otherwise, on a CPU a core for each thread.
+        """
+        if device == "cpu":
+            return replace(self, cpus_per_worker=max(self.cpus_per_worker, float(threads)))
+        return replace(self, gpus_per_worker=self.gpus_per_worker or 1.0)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -81,6 +90,15 @@ class Task:
     """Captions that come in, for the account if the shard is set aside."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """A shard with what its making took, where a worker tells it."""
+
+    record: ShardRecord
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """What adds up over shards, such as seconds; for run.json, no part of a digest."""
+
+
 @dataclass
 class Outcome:
     """How a run ended."""
@@ -92,11 +110,13 @@ class Outcome:
     """Whether a shard was set aside for damaged input: then no further attempt can help."""
     attempts: Counter[int] = field(default_factory=Counter)
     """Failed attempts by shard."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of what workers told of the shards they made."""
     peak_rss_bytes: int = 0
     """Largest resident memory of a worker."""
 
 
-MakeWorker = Callable[[], Callable[[Task], ShardRecord]]
+MakeWorker = Callable[[], Callable[[Task], ShardRecord | Made]]
 """Runs once in each worker process; what it returns makes one shard after another."""
 
 
@@ -109,9 +129,10 @@ class Worker:
     def ping(self) -> None:
         """Answers if the process lives."""
 
-    def run(self, task: Task) -> tuple[ShardRecord, int]:
-        record = self._work(task)
-        return record, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def run(self, task: Task) -> tuple[Made, int]:
+        made = self._work(task)
+        made = made if isinstance(made, Made) else Made(made)
+        return made, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
@@ -267,8 +288,10 @@ class _Pool:
         if task is None:
             self._has_started, self._failed_starts = True, 0
         else:
-            record, peak = result
-            self._outcome.done[task.number] = record
+            made, peak = result
+            self._outcome.done[task.number] = made.record
+            for name, value in made.sums.items():
+                self._outcome.sums[name] = self._outcome.sums.get(name, 0) + value
             self._outcome.peak_rss_bytes = max(self._outcome.peak_rss_bytes, peak)
             self._on_done(task)
 

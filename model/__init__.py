@@ -16,6 +16,7 @@
     stage2      the projection into a language model, and its loss
     language_text    captions and prompts as a language model's tokens
     generation  captions and answers out of both stages
+    judging     how well texts fit their pictures, as stage 1 sees it
     optimizer   AdamW's groups, the learning rate of a step
     ranks       tensors across the processes that train together
     device_flags     what the device decides, told to the host later

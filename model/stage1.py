@@ -303,15 +303,24 @@ class Stage1(nn.Module):
     @torch.inference_mode()
     def embed_pictures(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q E"]:
         """Contrastive embeddings of the query outputs, L2-normalised."""
-        outputs, _ = self.qformer.see(self.image_keys(tokens))
+        return self.embed_seen(self.image_keys(tokens))
+
+    @torch.inference_mode()
+    def embed_seen(self, image_keys: ImageKeys) -> Float[Tensor, "B Q E"]:
+        """The same, of pictures whose keys and values are there."""
+        outputs, _ = self.qformer.see(image_keys)
         return F.normalize(self.vision_proj(outputs), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "B E"]:
         """Contrastive embeddings of captions, L2-normalised."""
         packed = Texts.packed(*self.tokenizer.encode(texts, self.config.max_text_tokens))
-        packed = packed.to(self.temperature.device)
-        outputs = self.qformer.read(packed).index_select(0, packed.first)
+        return self.embed_words(packed.to(self.temperature.device))
+
+    @torch.inference_mode()
+    def embed_words(self, texts: Texts) -> Float[Tensor, "B E"]:
+        """The same, of captions as token ids."""
+        outputs = self.qformer.read(texts).index_select(0, texts.first)
         return F.normalize(self.text_proj(outputs), dim=-1)
 
 

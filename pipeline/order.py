@@ -10,13 +10,25 @@ from pipeline.errors import ConfigError
 from pipeline.lanes import Lanes
 from pipeline.shuffle import key_of, shuffled
 
-_ORDER, _CAPTION, _NEGATIVES, _DROPOUT, _SPLIT = range(5)
+_ORDER, _CAPTION, _NEGATIVES, _DROPOUT, _SPLIT, _WRITING = range(6)
 """What a generator is for; part of its seed, so that no two share their numbers."""
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the dropout of one rank in one step: the same whatever happened before."""
     return int(np.random.default_rng((seed, _DROPOUT, step, rank)).integers(2**63))
+
+
+def writing_seeds(seed: int, uids: Sequence[bytes]) -> list[int]:
+    """Seeds of what is drawn as captions of pictures are written: in any batch and shard the same.
+
+    Args:
+        seed: of the job.
+        uids: of the pictures, 16 bytes each.
+    """
+    halves = np.frombuffer(b"".join(uids), ">u8").reshape(-1, 2)
+    seeds: list[int] = key_of(seed, _WRITING, halves[:, 0], halves[:, 1]).tolist()
+    return seeds
 
 
 @dataclass(frozen=True, kw_only=True)

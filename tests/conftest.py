@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import string
 import threading
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     BlipImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
     LlamaConfig,
     OPTConfig,
     PreTrainedConfig,
@@ -196,6 +204,41 @@ def draw_blip2():
         return model, processor
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_clip():
+    """Saves a small random CLIP with its processor, as a hub has it."""
+
+    def save(folder: Path, seed: int = 0) -> Path:
+        letters = string.ascii_lowercase + string.digits
+        pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
+        vocabulary = {w: n for n, w in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
+        size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        size |= {"num_attention_heads": 2}
+        text = CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            max_position_embeddings=40,
+            bos_token_id=vocabulary["<|startoftext|>"],
+            eos_token_id=vocabulary["<|endoftext|>"],
+            pad_token_id=vocabulary["<|endoftext|>"],
+            **size,
+        )
+        vision = CLIPVisionConfig(image_size=28, patch_size=14, **size)
+        torch.manual_seed(seed)
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
+        model = CLIPModel(config)
+        for weights in model.parameters():  # its own start would hide most differences
+            if weights.ndim > 1:
+                torch.nn.init.normal_(weights, std=0.4)
+        model.save_pretrained(folder)
+        whole = {"shortest_edge": 28}, {"height": 28, "width": 28}
+        images = CLIPImageProcessor(size=whole[0], crop_size=whole[1])
+        CLIPProcessor(images, tokenizer).save_pretrained(folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ language_loading    language models by name, each weight accounted for
 architectures       the shapes of text models by name, without a weight
 load_report         what transformers says as it loads
 sentences           embeddings of sentences, for the ridge control
+clip                CLIP, a judge of captions
 weight_files        the .safetensors files of a folder, and their tensors
 digests             by what weights are known again
 """

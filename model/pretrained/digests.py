@@ -35,8 +35,14 @@ def tensors_digest(folder: Path, wanted: Callable[[str], bool]) -> str:
     return canonical_digest(digests)
 
 
-def folder_digest(folder: Path) -> str:
-    """Of a checkpoint's weights and its configuration, as bytes."""
+def folder_digest(folder: Path, *others: str) -> str:
+    """Of a checkpoint's weights and its configuration, as bytes.
+
+    Args:
+        folder: of the checkpoint.
+        others: patterns of what else counts; by default config.json alone does.
+    """
     home = Folder.at(str(folder))
-    files = [*weight_files(folder), *folder.glob("config.json")]
+    patterns = others or ("config.json",)
+    files = [*weight_files(folder), *(file for its in patterns for file in folder.glob(its))]
     return canonical_digest({file.name: home.digest(file.name) for file in files})

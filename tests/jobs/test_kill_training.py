@@ -1,4 +1,4 @@
-"""SIGKILL of a training, of embed and of index: the same command again ends as an unbroken run.
+"""SIGKILL of a training, embed, capfilt and index: the same command again ends as an unbroken run.
 
 The unbroken runs have their one rank in this process, those that are killed are commands of their
 own: their losses are equal bit for bit.
@@ -184,7 +184,7 @@ def test_a_training_whose_rank_is_killed_ends_by_itself_as_if_it_had_not_been(
     assert read_training(out) == longer
 
 
-# Embed and index
+# Embed, capfilt and index
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,29 @@ def test_embed_that_was_killed_twice_goes_on_to_the_same_digests(
     for kind in KINDS:
         again, unbroken = (Dataset.open(str(home / kind)) for home in (out, embeddings))
         assert again.digest == unbroken.digest
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_capfilt_that_was_killed_twice_goes_on_to_the_same_digest(
+    tmp_path, data, unbroken, stage1_command, rank_here
+):
+    judge = tmp_path / "judge"
+    with rank_here():
+        run(*stage1_command(judge, "--seed", 1, "--steps", 2))
+    where = ("--features", data / "features", "--pairs", data / "pairs", "--judge", judge)
+
+    def command(out: Path) -> list[object]:
+        return ["capfilt", *where, "--captioner", unbroken, "--batch-size", 2, "--out", out]
+
+    run(*command(tmp_path / "unbroken"))
+    out, log = tmp_path / "candidates", tmp_path / "log.txt"
+    for number in (0, 2):
+        moment = (out / f"{number:05d}.json").exists
+        done = out / "dataset.json"
+        kill_midway(out, log, partial(killed_midway, log, moment, done, 0.005, *command(out)))
+    finished(log, *command(out))
+    again, expected = (Dataset.open(str(tmp_path / its)) for its in ("candidates", "unbroken"))
+    assert again.digest == expected.digest
     assert not list(out.rglob(".tmp-*"))
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.order import HeldOutBatch, Order, OrderConfig, dropout_seed, held_out_batches
+from pipeline.order import (
+    HeldOutBatch,
+    Order,
+    OrderConfig,
+    dropout_seed,
+    held_out_batches,
+    writing_seeds,
+)
 
 
 def epoch_of(order: Order, epoch: int) -> np.ndarray:
@@ -168,3 +175,17 @@ def test_held_out_batches_are_the_same_each_time_and_mixed():
     assert first == second
     assert [n for part in first for n in part[0]] != list(range(50))
     assert len({str(part[1]) for part in first}) == len(first)
+
+
+# What a captioner draws
+
+
+def test_seeds_are_those_of_picture_and_job_alone():
+    uids = [bytes(range(16)), bytes(range(1, 17)), bytes(16)]
+    seeds = writing_seeds(7, uids)
+    assert len(set(seeds)) == 3
+    assert writing_seeds(7, uids[::-1]) == seeds[::-1]
+    assert not set(writing_seeds(8, uids)) & set(seeds)
+    assert writing_seeds(7, []) == []
+    assert all(0 <= seed < 1 << 64 for seed in seeds)
+    assert np.unique([seed & 0xFFFFFFFF for seed in seeds]).size == 3  # what torch takes of it

@@ -36,6 +36,7 @@ def test_a_folders_digest_is_of_its_files(folder):
     assert Folder.at(str(folder)).digest("config.json") == hashlib.sha256(b"{}").hexdigest()
     (folder / "notes.txt").write_text("x")
     assert folder_digest(folder) == digest
+    assert folder_digest(folder, "*.json", "*.txt") != folder_digest(folder, "*.json") == digest
     (folder / "config.json").write_text('{"a": 1}')
     assert folder_digest(folder) != digest
 

@@ -1,0 +1,259 @@
+"""The worker of `viaduct capfilt`: captions of a shard's pictures are written, cleaned, judged."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jobs.shards import Made, Task
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import load_stage1
+from model.generation.settings import GenerationConfig
+from model.generation.stage1 import write_captions
+from model.judging import Stage1Judge
+from model.pretrained.clip import Clip, ClipJudge
+from model.stage1 import Stage1
+from pipeline.accounting import Account
+from pipeline.candidates import (
+    ScoredCaption,
+    candidate_rows,
+    candidates_of,
+    caption_account,
+    texts_to_score,
+    unscored,
+    with_scores,
+)
+from pipeline.dataset import Dataset, Shard, decode_row
+from pipeline.errors import ConfigError
+from pipeline.filters import Filter
+from pipeline.loader import as_tensor
+from pipeline.order import writing_seeds
+from pipeline.schemas import ROWS_PER_BATCH
+from pipeline.shard import commit_table
+from pipeline.storage import Folder
+from pipeline.token_reader import ShardTokens, has_tokens
+
+_DECODE_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How captions are computed."""
+
+    batch_size: int = 16
+    """Pictures at once, each with all its captions; belongs to the lineage, for the last bits."""
+
+    threads: int = 1
+    """Threads in each worker on a CPU; belongs to the lineage like batch_size."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute; `auto` takes GPUs where Ray has any. Belongs to the lineage."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
+
+
+Judge = Checkpoint | Clip
+"""Who scores captions: a checkpoint of stage 1, or a CLIP."""
+
+
+def judge_name(judge: Judge) -> str:
+    """As it stands beside its scores."""
+    if isinstance(judge, Clip):
+        return f"clip:{judge.name}"
+    return f"stage1:{judge.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class CaptionWork:
+    """What a worker is to make of a dataset's captions."""
+
+    features: Dataset
+    pairs: Dataset
+    captions: Dataset
+    """`pairs` once more, or `captions` of an earlier round."""
+    out: Folder
+    captioner: Checkpoint
+    judges: tuple[Judge, ...]
+    generation: GenerationConfig
+    filters: tuple[Filter, ...]
+    """Of captions that were written."""
+    split: str
+    """Whose pictures are captioned, or `all`."""
+    quota: Mapping[int, int] | None
+    """Shard to how many pictures of the split, the first ones, are captioned; None takes all."""
+    compute: ComputeConfig
+    device: str
+
+
+Scores = list[list[tuple[float, float | None]]]
+"""For each picture (itc, itm) of each of its texts."""
+
+Scorer = Callable[["_Inputs", Sequence[int], Sequence[Sequence[str]]], Scores]
+"""A shard, some of its rows and the texts of each, to their scores."""
+
+
+class CaptionWorker:
+    """Loads the captioner and its judges once, then captions shard after shard.
+
+    A picture's captions depend on its tokens, its uid and the seed, not on its neighbours.
+    """
+
+    def __init__(self, work: CaptionWork) -> None:
+        if work.device == "cpu":
+            torch.set_num_threads(work.compute.threads)
+        elif not torch.cuda.is_available():
+            raise ConfigError("device: 'cuda', but the worker sees no GPU; set --gpus-per-worker")
+        self._work = work
+        self._decoding = ThreadPoolExecutor(_DECODE_THREADS)
+        loaded: dict[str, Stage1] = {}
+        self._captioner = self._load(work.captioner, loaded)
+        self._scorers = [(judge_name(its), self._scorer(its, loaded)) for its in work.judges]
+
+    def __call__(self, task: Task) -> Made:
+        """Commit a shard of `candidates`; tells the seconds of writing and of judging."""
+        inputs = _Inputs(self._work, task.number)
+        sums: defaultdict[str, float] = defaultdict(float)
+        rows = inputs.rows.tolist()
+        with _timed(sums, "writing_s"):
+            written = self._written(inputs, rows)
+        found = candidates_of(
+            [inputs.captions[row] or [] for row in rows], written, self._work.filters
+        )
+        with _timed(sums, "judging_s"):
+            for name, scorer in self._scorers:
+                found = self._judged(inputs, rows, found, name, scorer)
+        captions = [unscored(its) for its in inputs.captions]
+        for row, its in zip(rows, found, strict=True):
+            captions[row] = its
+        table = candidate_rows(inputs.uids, captions, inputs.splits)
+        record = commit_table(
+            self._work.out,
+            task.number,
+            table,
+            ROWS_PER_BATCH["candidates"],
+            pictures=Account.all_kept(table.num_rows),
+            captions=caption_account(table),
+        )
+        sums["pictures_captioned"] = len(rows)
+        sums["captions_written"] = sum(map(len, written))
+        return Made(record, sums)
+
+    def _load(self, checkpoint: Checkpoint, loaded: dict[str, Stage1]) -> Stage1:
+        """Its model; that of a captioner which is its own judge is loaded once."""
+        if checkpoint.digest not in loaded:
+            loaded[checkpoint.digest] = load_stage1(checkpoint, self._work.device)
+        return loaded[checkpoint.digest]
+
+    def _scorer(self, judge: Judge, loaded: dict[str, Stage1]) -> Scorer:
+        if isinstance(judge, Clip):
+            return partial(self._by_clip, ClipJudge(judge, self._work.device))
+        return partial(self._by_stage1, Stage1Judge(self._load(judge, loaded)))
+
+    def _written(self, inputs: "_Inputs", rows: list[int]) -> list[list[str]]:
+        """What the captioner says of some rows."""
+        config = self._work.generation
+        written: list[list[str]] = []
+        for some in self._batches(rows):
+            seeds = writing_seeds(config.seed, [inputs.uids[row] for row in some])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            tokens = self._tokens(inputs, some)
+            captions = write_captions(self._captioner, tokens, config, generators)
+            written += [[caption.text for caption in its] for its in captions]
+        return written
+
+    def _judged(
+        self,
+        inputs: "_Inputs",
+        rows: list[int],
+        found: list[list[ScoredCaption]],
+        name: str,
+        scorer: Scorer,
+    ) -> list[list[ScoredCaption]]:
+        """The captions of some rows with what one more judge says of them."""
+        texts = [texts_to_score(its) for its in found]
+        scores: Scores = []
+        for some in self._batches(range(len(rows))):
+            scores += scorer(inputs, [rows[at] for at in some], [texts[at] for at in some])
+        return [with_scores(its, name, told) for its, told in zip(found, scores, strict=True)]
+
+    def _by_stage1(
+        self,
+        judge: Stage1Judge,
+        inputs: "_Inputs",
+        rows: Sequence[int],
+        texts: Sequence[Sequence[str]],
+    ) -> Scores:
+        fits = judge.scores(self._tokens(inputs, rows), texts)
+        return [[(fit.itc, fit.itm) for fit in its] for its in fits]
+
+    def _by_clip(
+        self,
+        judge: ClipJudge,
+        inputs: "_Inputs",
+        rows: Sequence[int],
+        texts: Sequence[Sequence[str]],
+    ) -> Scores:
+        pictures = list(self._decoding.map(partial(decode_row, inputs.pictures), rows))
+        return [[(cosine, None) for cosine in its] for its in judge.similarities(pictures, texts)]
+
+    def _tokens(self, inputs: "_Inputs", rows: Sequence[int]) -> Float[Tensor, "B P C"]:
+        return as_tensor(inputs.tokens.read(list(rows))).to(self._work.device)
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        size = self._work.compute.batch_size
+        return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+class _Inputs:
+    """A shard of all that captions are made from.
+
+    Args:
+        work: see there.
+        number: of the shard.
+    """
+
+    def __init__(self, work: CaptionWork, number: int) -> None:
+        features = work.features.shard(number, verify=True)
+        columns = ["uid", "captions", "split"]
+        shard = work.captions.shard(number, columns=columns)
+        beside = work.pairs.shard(number, columns=["uid"])
+        live = np.asarray(shard.live) & np.asarray(beside.live)
+        self.uids: list[bytes] = shard.table.column("uid").to_pylist()
+        self.captions, self.splits = (
+            [its if here else None for its, here in zip(column.to_pylist(), live, strict=True)]
+            for column in (shard.table.column("captions"), shard.table.column("split"))
+        )
+        """Of each row; None where its picture was taken down."""
+        self.tokens = ShardTokens(features, work.features.manifest.rows_per_batch)
+        wanted = np.array([work.split in ("all", split) for split in self.splits], bool)
+        if work.quota is not None:
+            wanted &= wanted.cumsum() <= work.quota.get(number, 0)
+        self.rows = np.flatnonzero(wanted & live & has_tokens(features))
+        """Those that are captioned."""
+        self._open_pictures = partial(work.pairs.shard, number, verify=True)
+
+    @cached_property
+    def pictures(self) -> Shard:
+        """The shard of `pairs`, for a judge that looks at the pictures themselves."""
+        shard: Shard = self._open_pictures()
+        return shard
+
+
+@contextlib.contextmanager
+def _timed(sums: defaultdict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds that pass within to a sum."""
+    begun = time.perf_counter()
+    yield
+    sums[name] += time.perf_counter() - begun
