@@ -36,6 +36,7 @@ data flows:
     candidates  the web's captions and those that a model wrote, cleaned and scored
     selection   which of them are chosen
     selected    what became of the captions, counted
+    caption_table   captions and their scores as one table, for other tools
     diversity   how many words, word pairs and texts of captions are different ones
 
 and what they all stand on:

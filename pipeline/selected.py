@@ -56,11 +56,8 @@ class Selected:
             found[row[some]] = True
             return found
 
-        is_synthetic, is_kept, is_offered = (
-            source == SYNTHETIC,
-            status == KEPT,
-            np.isin(status, OFFERED),
-        )
+        is_synthetic, is_kept = source == SYNTHETIC, status == KEPT
+        is_offered = np.isin(status, OFFERED)
         judged = rows_with(scores > 0)
         here = table["captions"].is_valid().to_numpy()
         bare = here & ~rows_with(is_kept)
