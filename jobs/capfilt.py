@@ -79,6 +79,9 @@ class Capfilt:
     generation: GenerationConfig = field(
         default_factory=lambda: GenerationConfig(method="nucleus", num_captions=10, min_tokens=2)
     )
+    """How captions are written: by default ten draws, as many as BLIP-2 ranks, of the lengths that
+    the captioner has learned."""
+
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(deadline_s=4 * 3600.0))
