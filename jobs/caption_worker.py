@@ -244,7 +244,8 @@ class _Inputs:
         )
         """Of each row; None where its picture was taken down."""
         self.tokens = ShardTokens(features, work.features.manifest.rows_per_batch)
-        wanted = np.array([work.split in ("all", split) for split in self.splits], bool)
+        splits = shard.table.column("split").to_pylist()
+        wanted = np.array([work.split in ("all", split) for split in splits], bool)
         if work.quota is not None:
             wanted &= wanted.cumsum() <= work.quota.get(number, 0)
         self.rows = np.flatnonzero(wanted & live & has_tokens(features))
