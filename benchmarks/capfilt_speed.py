@@ -110,7 +110,7 @@ def random_stage1(config: QFormerConfig, seed: int) -> Stage1:
     head = stage1.qformer.head
     assert head is not None
     with torch.no_grad():
-        head.bias.normal_(0, 4)
+        head.bias.normal_(0, 2.5)
         head.bias[tokenizer.unwritten] = -math.inf
         head.bias[tokenizer.sep] = -math.inf
         head.bias[tokenizer.sep] = head.bias.logsumexp(0) - math.log(MEAN_TOKENS - 1)

@@ -23,12 +23,12 @@ from model.pretrained.clip import Clip
 from pipeline.candidates import SYNTHETIC, WEB, filters_of_written
 from pipeline.captions import open_captions
 from pipeline.dataset import Dataset, check_side_by_side
-from pipeline.diversity import Diversity
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
 from pipeline.filters import described
 from pipeline.lineage import Lineage
-from pipeline.schemas import CANDIDATES, KEPT
+from pipeline.schemas import CANDIDATES
+from pipeline.selected import Selected
 from pipeline.shard_cache import CacheConfig
 from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
@@ -79,6 +79,9 @@ class Capfilt:
     generation: GenerationConfig = field(
         default_factory=lambda: GenerationConfig(method="nucleus", num_captions=10, min_tokens=2)
     )
+    """How captions are written: by default ten draws, as many as BLIP-2 ranks, of the lengths that
+    the captioner has learned."""
+
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(deadline_s=4 * 3600.0))
@@ -200,16 +203,11 @@ def _is_of(captioner: Checkpoint, judge: Judge) -> bool:
 
 def _diversity(candidates: Dataset) -> dict[str, dict[str, float | int]]:
     """Of captions that passed cleaning, the web's and the written ones of the same pictures."""
-    parts: dict[str, list[Diversity]] = {WEB: [], SYNTHETIC: []}
-    for number in candidates.records:
-        column = candidates.shard(number, columns=["uid", "captions"]).table.column("captions")
-        written_for = [
-            row for row in column.to_pylist() if any(c["source"] == SYNTHETIC for c in row or [])
-        ]
-        kept = [caption for row in written_for for caption in row if caption["status"] == KEPT]
-        for source, its in parts.items():
-            its.append(Diversity.of([c["text"] for c in kept if c["source"] == source]))
-    found = {source: Diversity.total(its).to_json() for source, its in parts.items()}
+    columns = ["uid", "captions", "split"]
+    tables = (candidates.shard(its, columns=columns).table for its in candidates.records)
+    counted = Selected.total(map(Selected.of, tables))
+    parts = {WEB: counted.web_diversity, SYNTHETIC: counted.synthetic_diversity}
+    found = {source: diversity.to_json() for source, diversity in parts.items()}
     for source, told in found.items():
         figures = " ".join(f"{name}={value:g}" for name, value in told.items())
         logger.info("diversity source=%s %s", source, figures)

@@ -1,6 +1,7 @@
 """The worker of `viaduct capfilt`: captions of a shard's pictures are written, cleaned, judged."""
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,7 +171,10 @@ class CaptionWorker:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             tokens = self._tokens(inputs, some)
             captions = write_captions(self._captioner, tokens, config, generators)
-            written += [[caption.text for caption in its] for its in captions]
+            for row, its in zip(some, captions, strict=True):
+                told = [caption.log_probability for caption in its]
+                _check_finite("the captioner", inputs.uids[row], told)
+                written.append([caption.text for caption in its])
         return written
 
     def _judged(
@@ -186,6 +190,9 @@ class CaptionWorker:
         scores: Scores = []
         for some in self._batches(range(len(rows))):
             scores += scorer(inputs, [rows[at] for at in some], [texts[at] for at in some])
+        for row, told in zip(rows, scores, strict=True):
+            both = [value for pair in told for value in pair if value is not None]
+            _check_finite(name, inputs.uids[row], both)
         return [with_scores(its, name, told) for its, told in zip(found, scores, strict=True)]
 
     def _by_stage1(
@@ -237,7 +244,8 @@ class _Inputs:
         )
         """Of each row; None where its picture was taken down."""
         self.tokens = ShardTokens(features, work.features.manifest.rows_per_batch)
-        wanted = np.array([work.split in ("all", split) for split in self.splits], bool)
+        splits = shard.table.column("split").to_pylist()
+        wanted = np.array([work.split in ("all", split) for split in splits], bool)
         if work.quota is not None:
             wanted &= wanted.cumsum() <= work.quota.get(number, 0)
         self.rows = np.flatnonzero(wanted & live & has_tokens(features))
@@ -249,6 +257,14 @@ class _Inputs:
         """The shard of `pairs`, for a judge that looks at the pictures themselves."""
         shard: Shard = self._open_pictures()
         return shard
+
+
+def _check_finite(who: str, uid: bytes, values: Sequence[float]) -> None:
+    """Raises ConfigError where what a model says of a picture is no number."""
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(
+            f"picture {uid.hex()}: {who} gives it {values}: its weights are no good, or the tokens"
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from jobs.capfilt import Capfilt
 from jobs.caption_worker import CaptionWork, CaptionWorker, ComputeConfig
 from jobs.cli import main
 from jobs.shards import Task
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.checkpoint_models import load_stage1
 from model.generation.settings import GenerationConfig
 from model.generation.stage1 import write_captions
@@ -29,6 +29,7 @@ from pipeline.candidates import WEB, candidate_rows, filters_of_written, is_scor
 from pipeline.captions import normalise
 from pipeline.dataset import Dataset, Shard, check_side_by_side, decode_row, read_table
 from pipeline.draft import Draft
+from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
 from pipeline.loader import as_tensor
 from pipeline.order import writing_seeds
@@ -407,5 +408,22 @@ def test_a_job_begun_with_other_settings_is_refused(candidates, command, other, 
 def test_a_gpu_that_is_not_there_is_refused(work):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(Exception, match="the worker sees no GPU"):
+    with pytest.raises(ConfigError, match="the worker sees no GPU"):
         CaptionWorker(replace(work, device="cuda"))
+
+
+@pytest.mark.parametrize("broken", ["captioner", "judge"])
+def test_weights_that_give_no_number_are_told(tmp_path, work, unbroken, other, broken):
+    """Rather than captions of nothing, or scores that no threshold can meet."""
+    source = Checkpoint.open(str(unbroken if broken == "captioner" else other))
+    tensors = source.tensors()
+    tensors["qformer.query_tokens"] += float("nan")
+    contents = {"weights": save_tensors(tensors), "tokenizer": source.read("tokenizer")}
+    home = Folder.at(tmp_path / "broken")
+    made = write_checkpoint(replace(source, folder=home, files={}), contents)
+    which = {"captioner": made} if broken == "captioner" else {"judges": (made,)}
+    work.out.create()
+    with pytest.raises(ConfigError, match=r"gives it .*nan.*: its weights are no good") as raised:
+        CaptionWorker(replace(work, **which))(Task(0, 0))
+    uids = work.pairs.shard(0).table.column("uid").to_pylist()
+    assert raised.value.args[0].split()[1].rstrip(":") in {uid.hex() for uid in uids}

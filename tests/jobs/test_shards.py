@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jobs.shards import PoolConfig, Task, run_shards
+from jobs.shards import Made, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError, DatasetError, ViaductError
 from pipeline.shard import FileEntry, ShardRecord
@@ -45,6 +45,37 @@ def test_all_shards_are_made_and_reported():
     assert all(record.number == number for number, record in outcome.done.items())
     assert not outcome.set_aside
     assert outcome.peak_rss_bytes > 1 << 20
+
+
+def test_what_workers_tell_of_their_shards_is_added_up(tmp_path):
+    record = worker(lambda number: None)()
+
+    def make():
+        def work(task: Task) -> Made:
+            if task.number == 2 and not (tmp_path / "failed").exists():
+                (tmp_path / "failed").touch()
+                raise ValueError("once")
+            return Made(record(task), {"texts": task.number, f"only_{task.number % 2}": 0.5})
+
+        return work
+
+    outcome = run_shards(make, tasks(5), POOL)
+    assert sorted(outcome.done) == list(range(5))
+    assert outcome.sums == {"texts": 0 + 1 + 2 + 3 + 4, "only_0": 1.5, "only_1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("pool", "device", "cpus", "gpus"),
+    [
+        (PoolConfig(), "cpu", 3.0, 0.0),
+        (PoolConfig(cpus_per_worker=4), "cpu", 4.0, 0.0),
+        (PoolConfig(), "cuda", 1.0, 1.0),
+        (PoolConfig(gpus_per_worker=0.25, cpus_per_worker=2), "cuda", 2.0, 0.25),
+    ],
+)
+def test_workers_have_what_they_compute_with(pool, device, cpus, gpus):
+    chosen = pool.on(device, threads=3)
+    assert (chosen.cpus_per_worker, chosen.gpus_per_worker) == (cpus, gpus)
 
 
 def test_no_shards_are_no_work():
