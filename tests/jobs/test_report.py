@@ -469,6 +469,14 @@ def test_an_unfinished_training_shows_what_it_has_logged(run_folder):
     assert "Not finished: stage1" in text
 
 
+def test_an_unfinished_training_of_one_loss_is_known_as_stage_1(tmp_path):
+    line = {"step": 10, "split": "train", "loss": 3.0, "itg": 3.0}
+    (tmp_path / "captioner").mkdir()
+    (tmp_path / "captioner" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (training,) = read_run(Folder.at(str(tmp_path))).trainings
+    assert (training.stage, training.finished) == (1, False)
+
+
 def test_no_more_pictures_than_asked_for(run_folder):
     assert report(run_folder, "--max-pictures", 1) == 0
     page = Page((run_folder / "report.html").read_text())

@@ -307,6 +307,26 @@ def test_hard_negatives_need_itc(stage1, batch):
         stage1(batch, ObjectivesConfig(losses="itm"), 0.5, numbers(6))
 
 
+@pytest.mark.parametrize("losses", SUBSETS)
+def test_what_is_left_out_is_not_computed(stage1, batch, monkeypatch, losses):
+    called = set()
+
+    def note(name: str, method) -> None:
+        def noted(*args):
+            called.add(name)
+            return method(*args)
+
+        monkeypatch.setattr(stage1.qformer, name, noted)
+
+    for name in ("see_read_and_write", "see_and_write", "see_and_read", "scores"):
+        note(name, getattr(stage1.qformer, name))
+    stage1(batch, ObjectivesConfig(losses=losses), 0.0, numbers(6))
+    chosen = set(losses.split(","))
+    passes = {"itm": {"see_and_read"}, "itg": {"scores"}, "itc": {"see_read_and_write"}}
+    alone = {"see_and_write"} if chosen & {"itc", "itg"} == {"itg"} else set()
+    assert called == alone.union(*(passes[name] for name in chosen))
+
+
 def test_itg_alone_asks_for_no_more_than_it_reads(stage1, batch):
     """No text that is read, and of the last layer no query's output and no picture."""
     rows = {}
