@@ -92,7 +92,7 @@ def sample_of_type(features: Dataset) -> np.ndarray:
 
 def trained(features: Dataset, captions: str, out: Path, steps: int, seed: int) -> dict[str, Any]:
     """The last validation of a training."""
-    options = TRAINING | {"steps": steps, "validate-every": steps, "seed": seed}
+    options = TRAINING | {"steps": steps, "seed": seed}  # the last step is validated
     words = [f"--{name}={value}" for name, value in options.items()]
     where = [f"--features={features.folder}", f"--captions={captions}", f"--out={out}"]
     viaduct = Path(sys.executable).with_name("viaduct")

@@ -28,7 +28,12 @@ _PAPER_FEATURES: Options = {
     "weights": "pretrained",
     "layer": -2,
     "crop": "squash",
+    "dtype": "fp16",
+    "views": 1,
+    "min_area": 0.5,
 }
+"""One view, for each takes 93 TB of the paper's pictures (docs/reproduce-blip2.md); with `--views`
+beside the recipe the others are the paper's crops."""
 _PAPER_OPTIMIZER: Options = {
     "learning_rate": 1e-4,
     "warmup_steps": 2000,
@@ -119,7 +124,7 @@ def _paper(vision: str, language: str) -> dict[str, Options]:
 def _planned(recipe: dict[str, Options]) -> dict[str, Options]:
     """A recipe with the options of `viaduct plan` that tell of the same run."""
     features, stage1, stage2 = (recipe[c] for c in ("features", "train-stage1", "train-stage2"))
-    taken = ("encoder", "layer"), _SIZES, ("language_model",)
+    taken = ("encoder", "layer", "dtype", "views"), _SIZES, ("language_model",)
     options = {
         name: part[name]
         for part, names in zip((features, stage1, stage2), taken, strict=True)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blip2Visio
 from model.objectives import ObjectivesConfig
 from model.packing import Texts
 from model.pretrained.architectures import language_shape
-from model.pretrained.image_tokens import image_tokens, is_vit
+from model.pretrained.image_tokens import checked_tokens, is_vit
 from model.pretrained.vision_tower import VisionTower
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1, Stage1Batch
@@ -99,20 +99,26 @@ def encoder_cost(name: str, layer: int) -> EncoderCost:
         layer: of a ViT, as `EncoderConfig.layer`.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it gives no tokens.
     """
     backbone, size = empty_encoder(name)
     if is_vit(backbone) and not -len(backbone.blocks) <= layer < 0:
         raise ConfigError(f"layer: {layer}, but the encoder has {len(backbone.blocks)} blocks")
-    flops, tokens = tokens_flops(backbone, size, layer)
+    flops, tokens = tokens_flops(name, backbone, size, layer)
     _, num_tokens, width = tokens.shape
     return EncoderCost(num_tokens, width, parameters_of(backbone), flops)
 
 
-def tokens_flops(backbone: Any, size: tuple[int, int, int], layer: int) -> tuple[int, Tensor]:
-    """Operations of one picture's tokens, and these tokens, on the meta device."""
+def tokens_flops(
+    name: str, backbone: Any, size: tuple[int, int, int], layer: int
+) -> tuple[int, Tensor]:
+    """Operations of one picture's tokens, and these tokens, on the meta device.
+
+    Raises:
+        ConfigError: it gives none; `name` is named.
+    """
     picture = torch.empty(1, *size, device=META)
-    return counted(lambda: image_tokens(backbone.requires_grad_(False), picture, layer))
+    return counted(lambda: checked_tokens(name, backbone.requires_grad_(False), picture, layer))
 
 
 def stage1_cost(config: QFormerConfig, num_tokens: int, caption_tokens: int) -> TrainCost:

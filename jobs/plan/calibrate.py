@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 
@@ -18,8 +17,10 @@ from jobs.malloc import keep_memory
 from jobs.plan.rates import GB, Calibration, Rates
 from model.costs import EncoderCost, empty_encoder, stage1_batch, stage1_cost, tokens_flops
 from model.objectives import ObjectivesConfig
-from model.pretrained.encoders import EncoderConfig, load_encoder
+from model.pretrained.encoders import EncoderConfig, crop_of, load_encoder, transform_of_timm
 from model.pretrained.image_tokens import image_tokens, is_vit
+from model.pretrained.image_transforms import SQUASH
+from model.pretrained.vision_tower import VisionTower
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from pipeline.hashes import coarse_colours, perceptual_hash
@@ -60,7 +61,7 @@ def calibrate(encoder: str, cost: EncoderCost, qformer: QFormerConfig, folder: s
             train_share=min(1.0, step_flops / peak),
             ingest_per_s=per_second(lambda at: store(files[at % 8], PictureConfig())),
             curate_per_s=per_second(lambda at: _hash(stored[at % 8])),
-            decode_per_s=per_second(transformed(encoder, stored)),
+            decode_per_s=per_second(cropped(encoder, stored)),
             picture_bytes=statistics.mean(map(len, stored)),
             read_gb_per_s=read / GB,
             write_gb_per_s=write / GB,
@@ -94,13 +95,13 @@ def encoder_rate(name: str, device: torch.device) -> tuple[float, float]:
     backbone, size = empty_encoder(name)
     if is_vit(backbone):
         backbone.blocks = backbone.blocks[:_BLOCKS]
-        flops, _ = tokens_flops(backbone, size, -1)
+        flops, _ = tokens_flops(name, backbone, size, -1)
         backbone = backbone.to_empty(device=device)
         for value in [*backbone.parameters(), *backbone.buffers()]:
             value.data.zero_()  # products take as long whatever they multiply
         backbone.requires_grad_(False)
     else:
-        flops, _ = tokens_flops(backbone, size, -1)
+        flops, _ = tokens_flops(name, backbone, size, -1)
         weights = "random" if name.startswith("timm:") else "pretrained"
         backbone = load_encoder(EncoderConfig(encoder=name, weights=weights)).backbone.to(device)
     pictures = torch.randn(_AT_ONCE[device.type], *size, device=device)
@@ -132,13 +133,17 @@ def step_rate(config: QFormerConfig, num_tokens: int, device: torch.device) -> f
     return num * stage1_cost(config, num_tokens, width).flops / seconds
 
 
-def transformed(encoder: str, stored: list[bytes]) -> Callable[[int], Any]:
-    """Decodes a stored picture and makes of it what the encoder takes."""
-    backbone, _ = empty_encoder(encoder)
-    known = getattr(backbone, "pretrained_cfg", {})
-    data = timm.data.resolve_data_config(pretrained_cfg=known)
-    transform: Any = timm.data.create_transform(**data, is_training=False)
-    return lambda at: transform(decode_stored(stored[at % len(stored)]))
+def cropped(encoder: str, stored: list[bytes]) -> Callable[[int], np.ndarray]:
+    """Decodes a stored picture and crops it, as the threads of `viaduct features` do.
+
+    Normalising is left to the encoder's device, where it takes next to nothing.
+    """
+    backbone, size = empty_encoder(encoder)
+    transform = transform_of_timm(backbone) | {"input_size": size}
+    if isinstance(backbone, VisionTower):  # whose own transform lies beside its weights
+        transform |= SQUASH
+    crop = crop_of(transform)
+    return lambda at: crop(decode_stored(stored[at % len(stored)]))
 
 
 def web_picture(number: int) -> bytes:

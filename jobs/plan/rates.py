@@ -33,7 +33,7 @@ class Rates:
     """Stored pictures that one core decodes and hashes a second."""
 
     decode_per_s: float | None = None
-    """Stored pictures that one core decodes and transforms for the encoder a second."""
+    """Stored pictures that one core decodes and crops for the encoder a second."""
 
     picture_bytes: float | None = None
     """A stored picture, in bytes, on average."""

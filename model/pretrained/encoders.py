@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from model.pretrained import offline
 from model.pretrained.batch_norms import fold_batch_norms
 from model.pretrained.digests import weights_digest
-from model.pretrained.image_tokens import image_tokens, is_vit, takes_channels_last
+from model.pretrained.image_tokens import (
+    checked_tokens,
+    image_tokens,
+    is_vit,
+    takes_channels_last,
+)
 from model.pretrained.image_transforms import SQUASH
 from model.pretrained.vision_tower import load_tower
 from pipeline.errors import ConfigError, first_line
@@ -95,15 +100,7 @@ class VisionEncoder(nn.Module):
 
     def crop(self) -> Callable[[Any], np.ndarray]:
         """The first part of `transform`: an RGB picture (PIL) to uint8[H, W, 3]."""
-        whole: Any = self.transform()
-        steps = whole.transforms[:-2]  # then to a tensor, then normalised
-
-        def crop(picture: Any) -> np.ndarray:
-            for step in steps:
-                picture = step(picture)
-            return np.asarray(picture)
-
-        return crop
+        return crop_of(self.spec.transform)
 
     def normalise(self, pictures: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
         """The second part, bit for bit the same, of many pictures at once and on their device."""
@@ -115,6 +112,23 @@ class VisionEncoder(nn.Module):
         if not self._takes_channels_last:
             upright = upright.contiguous()
         return upright.float().div_(255).sub_(mean).div_(std)
+
+
+def crop_of(transform: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+    """What an encoder sees of an RGB picture (PIL), as uint8[H, W, 3].
+
+    Args:
+        transform: of the encoder, in timm's words.
+    """
+    whole: Any = timm.data.create_transform(**transform, is_training=False)
+    steps = whole.transforms[:-2]  # then to a tensor, then normalised
+
+    def crop(picture: Any) -> np.ndarray:
+        for step in steps:
+            picture = step(picture)
+        return np.asarray(picture)
+
+    return crop
 
 
 def load_encoder(config: EncoderConfig) -> VisionEncoder:
@@ -138,29 +152,18 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
             "offline:efficientnet_lite0"
         )
     backbone.eval()
-    transform = _cropped(_transform(backbone), config)
+    transform = _cropped(transform_of_timm(backbone), config)
     digest = weights_digest(backbone)
     layer = _check_layer(backbone, config.layer)
     probe = torch.rand(1, *transform["input_size"], generator=torch.Generator().manual_seed(0))
-    tokens = _probe(config.encoder, backbone, probe, layer)
+    with torch.inference_mode():
+        tokens = checked_tokens(config.encoder, backbone, probe, layer)
     if not is_vit(backbone):
         backbone = _folded(backbone, probe, tokens).to(memory_format=torch.channels_last)
     weights = config.weights if config.weights in ("pretrained", "random") else "file"
     num_tokens, width = tokens.shape[1:]
     spec = EncoderSpec(config.encoder, weights, digest, layer, num_tokens, width, transform)
     return VisionEncoder(backbone, spec)
-
-
-def _probe(name: str, backbone: nn.Module, picture: Tensor, layer: int) -> Float[Tensor, "1 P C"]:
-    """The tokens of one picture; raises ConfigError where the model gives none."""
-    try:
-        with torch.inference_mode():
-            tokens = image_tokens(backbone, picture, layer)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise ConfigError(f"encoder: {name} gives no tokens: {first_line(error)}") from error
-    if tokens.ndim != 3 or tokens.shape[1] < 2:
-        raise ConfigError(f"encoder: {name} gives {tuple(tokens.shape)}, not (1, P, C) with P > 1")
-    return tokens
 
 
 def _folded(backbone: nn.Module, picture: Tensor, expected: Tensor) -> nn.Module:
@@ -192,7 +195,8 @@ def _cropped(transform: dict[str, Any], config: EncoderConfig) -> dict[str, Any]
     return transform | (SQUASH if config.crop == "squash" else {})
 
 
-def _transform(backbone: nn.Module) -> dict[str, Any]:
+def transform_of_timm(backbone: nn.Module) -> dict[str, Any]:
+    """How pictures were made ready where a model of timm was evaluated, in timm's words."""
     known = timm.data.resolve_model_data_config(backbone)
     names = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     return {name: known[name] for name in names}
@@ -204,7 +208,8 @@ def _vision_tower(name: str, config: EncoderConfig) -> VisionEncoder:
     tower, transform = load_tower(name)
     transform = _cropped(transform, config)
     probe = torch.zeros(1, *transform["input_size"])
-    num_tokens, width = _probe(config.encoder, tower, probe, -1).shape[1:]
+    with torch.inference_mode():
+        num_tokens, width = checked_tokens(config.encoder, tower, probe, -1).shape[1:]
     digest = weights_digest(tower)
     spec = EncoderSpec(config.encoder, "pretrained", digest, -1, num_tokens, width, transform)
     return VisionEncoder(tower, spec)

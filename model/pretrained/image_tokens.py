@@ -5,6 +5,7 @@
 of a CNN its last feature map.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.pretrained.vision_tower import VisionTower
+from pipeline.errors import ConfigError, first_line
 
 
 def image_tokens(
@@ -26,27 +28,60 @@ def image_tokens(
     """
     if isinstance(backbone, VisionTower):
         return backbone(pictures)
-    if takes_channels_last(backbone):
-        maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
-        if maps.ndim == 4 and maps.shape[1] != backbone.num_features:  # Swin's maps are B H W C
-            maps = maps.movedim(-1, 1)
-        return maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
-    has_prefix = getattr(backbone, "num_prefix_tokens", 0) > 0  # SigLIP's have no [CLS]
+    if is_vit(backbone):
+        return _after_block(backbone, pictures, len(backbone.blocks) + layer)
+    maps = backbone.forward_features(pictures.contiguous(memory_format=torch.channels_last))
+    if maps.ndim != 4:
+        return maps
+    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":  # Swin's
+        maps = maps.movedim(-1, 1)
+    return maps.flatten(2).transpose(1, 2)
+
+
+def checked_tokens(
+    name: str, backbone: Any, pictures: Float[Tensor, "B 3 H W"], layer: int
+) -> Float[Tensor, "B P C"]:
+    """The tokens of an encoder that may be any of timm's; raises ConfigError where it gives none.
+
+    Args:
+        name: of the encoder, for the error.
+        backbone, pictures, layer: as of `image_tokens`.
+    """
+    if hasattr(getattr(backbone, "encoder", None), "blocks"):
+        raise ConfigError(
+            f"encoder: {name} is a classifier around a ViT, whose blocks cannot be chosen there; "
+            "take the ViT itself, whose name in timm ends with _enc"
+        )
+    faults = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
+    try:
+        tokens = image_tokens(backbone, pictures, layer)
+    except faults as error:
+        raise ConfigError(f"encoder: {name} gives no tokens: {first_line(error)}") from error
+    if tokens.ndim != 3 or tokens.shape[1] < 2:
+        raise ConfigError(f"encoder: {name} gives {tuple(tokens.shape)}, not (1, P, C) with P > 1")
+    return tokens
+
+
+def _after_block(backbone: Any, pictures: Tensor, block: int) -> Float[Tensor, "B P C"]:
+    """The output of one block of a ViT, and nothing after it."""
+    takes = inspect.signature(backbone.forward_intermediates).parameters
+    # SigLIP's have no [CLS]; CaiT's gets it after its blocks.
+    with_cls = "return_prefix_tokens" in takes and backbone.num_prefix_tokens > 0
     (found,) = backbone.forward_intermediates(
         pictures,
-        indices=[len(backbone.blocks) + layer],
-        return_prefix_tokens=has_prefix,
+        indices=[block],
         norm=False,
         stop_early=True,
         output_fmt="NLC",
         intermediates_only=True,
+        **({"return_prefix_tokens": True} if with_cls else {}),
     )
-    return torch.cat([found[1], found[0]], dim=1) if has_prefix else found
+    return torch.cat([found[1], found[0]], dim=1) if with_cls else found
 
 
 def is_vit(backbone: nn.Module) -> bool:
-    """Whether timm's model is a ViT, with blocks of which one can be chosen."""
-    return hasattr(backbone, "blocks") and hasattr(backbone, "pos_embed")
+    """Whether timm's model is a ViT, with blocks of one width of which one can be chosen."""
+    return hasattr(backbone, "blocks") and isinstance(getattr(backbone, "embed_dim", None), int)
 
 
 def takes_channels_last(backbone: nn.Module) -> bool:

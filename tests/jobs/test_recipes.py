@@ -58,8 +58,10 @@ def test_the_papers_settings(name):
     vision = name[len("blip2-") :][:5]
     language = name[len("blip2-vit-x-") :]
     recipe = ("--recipe", name)
-    encoder = job("features", *recipe).encoder
+    features = job("features", *recipe)
+    encoder = features.encoder
     assert (encoder.encoder, encoder.layer, encoder.crop) == (ENCODER[vision], -2, "squash")
+    assert (features.cache.dtype, features.views.views, features.views.min_area) == ("fp16", 1, 0.5)
     stage1, stage2 = job("train-stage1", *recipe), job("train-stage2", *recipe)
     assert (stage1.loop.steps, stage1.loop.batch_size) == (250_000, BATCHES[vision])
     assert (stage2.loop.steps, stage2.loop.batch_size) == (80_000, BATCHES[language])

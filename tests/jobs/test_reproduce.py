@@ -1,5 +1,6 @@
 """docs/reproduce-blip2.md: every command is one, and its plan is what is printed."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -39,3 +40,17 @@ def test_the_plan_is_what_is_printed(tmp_path, monkeypatch, capsys):
         f"    {line}".rstrip() + "\n" for line in capsys.readouterr().out.splitlines()
     )
     assert indented in DOCS.read_text()
+
+
+@pytest.mark.slow
+def test_the_plan_with_views_is_what_the_table_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (.+) TB \| (.+) \| (.+) \|$", DOCS.read_text(), re.M)
+    assert len(rows) == 4
+    for views, dtype, cache, features, whole in rows:
+        assert main([*commands()[0], "--views", views, "--dtype", dtype, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+        (hours,) = [step["hours"] for step in plan["steps"] if step["name"] == "features"]
+        assert f"{plan['caching']['cache_bytes'] / 1e12:.4g}" == cache
+        assert f"{hours:.2f}" == features
+        assert f"{plan['caching']['cached_hours']:.2f}" == whole

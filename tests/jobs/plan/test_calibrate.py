@@ -3,13 +3,15 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.cli import main
-from jobs.plan.calibrate import disk_rates, encoder_rate, per_second, web_picture
+from jobs.plan.calibrate import cropped, disk_rates, encoder_rate, per_second, web_picture
 from jobs.plan.rates import Calibration
-from pipeline.pictures import PictureConfig, store
+from model.pretrained.encoders import EncoderConfig, load_encoder
+from pipeline.pictures import PictureConfig, decode_stored, store
 
 
 def test_calls_a_second():
@@ -21,6 +23,19 @@ def test_pictures_are_like_those_of_the_web():
     assert stored.original_size_px == (800, 600)
     assert stored.size_px == (341, 256)
     assert web_picture(0) != web_picture(1)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "offline:efficientnet_lite0"])
+def test_what_is_timed_of_the_cores_is_what_features_does_there(name):
+    """Decoding and cropping to bytes; an encoder with weights gives the same crop."""
+    weights = "random" if name.startswith("timm:") else "pretrained"
+    encoder = load_encoder(EncoderConfig(encoder=name, weights=weights))
+    stored = [store(web_picture(number), PictureConfig()).jpeg for number in range(2)]
+    run = cropped(name, stored)
+    for at in range(4):
+        expected = encoder.crop()(decode_stored(stored[at % 2]))
+        assert expected.dtype == np.uint8
+        np.testing.assert_array_equal(run(at), expected)
 
 
 def test_the_disk_is_left_as_it_was(tmp_path):

@@ -86,6 +86,8 @@ def test_recipes_plan_the_run_that_they_train():
     for name, recipe in RECIPES.items():
         stage1, stage2, plan = (recipe[c] for c in ("train-stage1", "train-stage2", "plan"))
         assert plan["encoder"] == recipe["features"]["encoder"], name
+        assert plan.get("views") == recipe["features"].get("views")
+        assert plan.get("dtype") == recipe["features"].get("dtype")
         assert plan["stage1_steps"] == stage1["steps"]
         assert plan["stage1_batch_size"] == stage1["batch_size"]
         assert plan["stage2_steps"] == stage2["steps"]

@@ -145,7 +145,7 @@ def test_the_transform_is_the_encoders_own():
         ({"encoder": "offline:resnet"}, "neither timm:NAME, hf:NAME_OR_FOLDER nor offline"),
         ({"encoder": VIT.encoder, "weights": "weights.bin"}, r"weights: 'weights\.bin' is neither"),
         ({"encoder": VIT.encoder, "weights": "random", "layer": -13}, "has 12 blocks"),
-        ({"encoder": "timm:cait_xxs24_224", "weights": "random"}, "cait_xxs24_224 gives no tokens"),
+        ({"encoder": "timm:crossvit_9_240", "weights": "random"}, "crossvit_9_240 gives no tokens"),
         ({"encoder": "timm:pit_ti_224", "weights": "random"}, "pit_ti_224 gives"),
         ({"encoder": "timm:resnet18.bogus", "weights": "random"}, r"resnet18\.bogus"),
         ({"encoder": "offline:efficientnet_lite0", "weights": "random"}, "has its own"),
