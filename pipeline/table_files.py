@@ -3,10 +3,13 @@
 Parquet, Arrow (IPC files and streams, also of the library datasets), csv, tsv and jsonl.
 """
 
+import codecs
 import io
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import Any
 
@@ -14,8 +17,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from pipeline.csv_quotes import FollowedStream, QuotedValues
 from pipeline.errors import ConfigError, first_line
 from pipeline.source_files import COMPRESSIONS, SourceFile
+
+logger = logging.getLogger(__name__)
 
 Cells = Mapping[str, Sequence[Any]]
 """Values by column, of equally many rows."""
@@ -23,6 +29,8 @@ Cells = Mapping[str, Sequence[Any]]
 _BLOCK_BYTES = 1 << 22
 """Of a csv or of a parquet's columns that are read at once. Arrow reads some thirty blocks of a csv
 ahead, and none of its rows can be longer than one."""
+_HEAD_BYTES = 3 * _BLOCK_BYTES
+"""Of a csv that are read to learn its columns: its first row ends within them, or is too long."""
 _LINE_BYTES = 1 << 26
 """Of a line of a jsonl at most."""
 _ROWS = 8192
@@ -42,13 +50,17 @@ def is_table(file: SourceFile) -> bool:
 
 
 _BINARY = (".parquet", ".arrow")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_FORMATS = (
     f".parquet, .arrow, .csv, .tsv, .jsonl (the last three also with {' or '.join(COMPRESSIONS)})"
 )
 
 
-def columns_of(file: SourceFile) -> list[pa.Field]:
+def columns_of(file: SourceFile) -> list[pa.Field] | None:
     """The columns of a table with their types: text where the format declares none.
+
+    None where no row could say any: of a csv, tsv or jsonl that is empty or has a header alone, as
+    Spark and others write them for parts without rows.
 
     Raises:
         ConfigError: it cannot be read.
@@ -60,18 +72,10 @@ def columns_of(file: SourceFile) -> list[pa.Field]:
         if file.format == ".arrow":
             with file.mapped() as stored:
                 return list(_open_arrow(stored).schema)
-        if file.format == ".jsonl":
-            first = list(islice(_json_lines(file), _LINES_FOR_NAMES))
-            if not first:
-                raise ValueError("holds no line")
-            names = list(dict.fromkeys(name for row in first for name in row))
-        else:
-            with file.stream() as stream:
-                with pa.csv.open_csv(stream, parse_options=_csv_options(file)) as reader:
-                    names = list(reader.schema.names)
+        names = _names_of_jsonl(file) if file.format == ".jsonl" else _names_of_csv(file)
     except UNREADABLE as error:
         raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from error
-    return [pa.field(name, pa.string()) for name in names]
+    return None if names is None else [pa.field(name, pa.string()) for name in names]
 
 
 def read_cells(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
@@ -175,27 +179,77 @@ def _open_arrow(stored: pa.NativeFile, columns: list[int] | None = None) -> Any:
     return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stored, options=options)
 
 
+def _names_of_csv(file: SourceFile) -> list[str] | None:
+    # Its head alone, for Arrow reads ahead, and there may be many tables.
+    with file.stream() as stream:
+        head = stream.read(_HEAD_BYTES)
+    is_whole = len(head) < _HEAD_BYTES
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
+        return None
+    try:
+        # To Arrow a header without a line's end is none.
+        with _open_csv(pa.BufferReader(head + b"\n" * is_whole), file.format) as reader:
+            if not is_whole or any(block.num_rows for block in reader):
+                return reader.schema.names
+    except ValueError:
+        _check_quotes(head, file.format, is_whole)  # they may be why
+        raise
+    _check_quotes(head, file.format, is_whole)  # the header may have swallowed the rows
+    return None
+
+
+def _check_quotes(head: bytes, ending: str, is_whole: bool) -> None:
+    quotes = QuotedValues(_DELIMITERS[ending])
+    for start in range(0, len(head), _BLOCK_BYTES):
+        quotes.follow(head[start : start + _BLOCK_BYTES])
+    if is_whole:
+        quotes.end()
+
+
 def _read_csv(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
     # As bytes: one cell that is no UTF-8 must not lose the whole table.
     options = pa.csv.ConvertOptions(
         include_columns=list(names), column_types=dict.fromkeys(names, pa.binary())
     )
+    quotes = QuotedValues(_DELIMITERS[file.format])
     with file.stream() as stream:
-        with pa.csv.open_csv(
-            stream,
-            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=_csv_options(file),
-            convert_options=options,
-        ) as reader:
+        with _open_csv(FollowedStream(stream, quotes), file.format, options) as reader:
             for block in reader:
                 for start in range(0, block.num_rows, _ROWS):
                     batch = block.slice(start, _ROWS)
                     yield {name: batch.column(name).to_pylist() for name in names}
+    if quotes.num_doubtful:
+        logger.warning(
+            "quotes may be amiss, and rows lost within values: file=%s values=%d first_line=%d",
+            file,
+            quotes.num_doubtful,
+            quotes.first_doubtful_line,
+        )
 
 
-def _csv_options(file: SourceFile) -> pa.csv.ParseOptions:
-    delimiter = "\t" if file.format == ".tsv" else ","
-    return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+@contextmanager
+def _open_csv(
+    stream: pa.NativeFile | FollowedStream,
+    ending: str,
+    options: pa.csv.ConvertOptions | None = None,
+) -> Iterator[pa.csv.CSVStreamingReader]:
+    try:
+        with pa.csv.open_csv(
+            stream,
+            pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+            pa.csv.ParseOptions(delimiter=_DELIMITERS[ending], newlines_in_values=True),
+            options,
+        ) as reader:
+            yield reader
+    except pa.ArrowInvalid as error:
+        if "straddling" in str(error):
+            raise ValueError(f"a row is longer than {_BLOCK_BYTES:,} bytes") from None
+        raise
+
+
+def _names_of_jsonl(file: SourceFile) -> list[str] | None:
+    first = list(islice(_json_lines(file), _LINES_FOR_NAMES))
+    return list(dict.fromkeys(name for row in first for name in row)) if first else None
 
 
 def _read_jsonl(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
