@@ -1,9 +1,9 @@
-"""Quotes of a csv that nothing closes: to Arrow's reader all that follows one is a single value."""
+"""Quotes of a csv: where its rows end, and which quote is never closed.
+
+To Arrow's reader all that follows such a quote is a single value.
+"""
 
 import codecs
-import io
-
-import pyarrow as pa
 
 _MANY_BREAKS = 100
 """Line breaks in a value that are more likely the ends of rows."""
@@ -26,38 +26,40 @@ class QuotedValues:
         """The quote that opened the value which is not closed yet."""
         self._may_be_closed = False
         """The last byte was a quote within the value; what follows says what it meant."""
-        self._is_too_long = False
-        """All that came last was within the open value."""
         self._last = b"\n"
         """The byte before those that come."""
         self._num_bytes = 0
         """Before those that come."""
         self._line, self._counted = 1, 0
         """The line of a place among those that came last."""
+        self._row_end = 0
         self.num_doubtful, self.first_doubtful_line = 0, 0
         """Values that may have swallowed rows: over very many lines, or over several and with text
         behind the quote that closes them, as where it was meant to open a later row's value."""
 
-    def follow(self, data: bytes) -> None:
+    @property
+    def open_quote(self) -> str | None:
+        """What names the quote that opened the value which is not closed yet."""
+        return (
+            f"the quote in line {self._open[0]:,}, byte {self._open[1]:,}," if self._open else None
+        )
+
+    def follow(self, data: bytes) -> int:
         """Go on over the next bytes, at least one; the first begin as the table does.
 
-        Raises:
-            ValueError: all that came last were within a value that had begun before them.
+        Returns:
+            The place behind the last row that ends among them; 0 where none does.
         """
-        if self._open and self._is_too_long:
-            size = self._num_bytes - self._open[1]
-            raise ValueError(f"{_named(self._open)} is not closed within {size:,} bytes")
         if not self._num_bytes and data.startswith(codecs.BOM_UTF8):  # a value begins behind it
             size = len(codecs.BOM_UTF8)
             data = self._delimiter * size + data[size:]
-        before, at = self._open, 0
-        self._counted = 0
+        at = self._counted = self._row_end = 0
         while at < len(data):
             at = self._within(data, at, self._open) if self._open else self._outside(data, at)
         self._count_lines(data, len(data))
         self._last = data[-1:]
         self._num_bytes += len(data)
-        self._is_too_long = self._open is before and not self._may_be_closed
+        return self._row_end
 
     def end(self) -> None:
         """Hear that nothing comes any more.
@@ -66,17 +68,24 @@ class QuotedValues:
             ValueError: a quote was not closed.
         """
         if self._open and not self._may_be_closed:
-            raise ValueError(f"{_named(self._open)} is never closed")
+            raise ValueError(f"{self.open_quote} is never closed")
 
     def _outside(self, data: bytes, at: int) -> int:
         """The place behind the next quote that opens a value, or the end."""
+        begin = at
         while (at := data.find(b'"', at)) >= 0:
             if (data[at - 1 : at] or self._last) in self._ends:
                 self._count_lines(data, at)
                 self._open = self._line, self._num_bytes + at
+                self._end_row(data, begin, at)
                 return at + 1
             at += 1
+        self._end_row(data, begin, len(data))
         return len(data)
+
+    def _end_row(self, data: bytes, begin: int, end: int) -> None:
+        last = max(data.rfind(b"\n", begin, end), data.rfind(b"\r", begin, end))
+        self._row_end = max(self._row_end, last + 1)
 
     def _within(self, data: bytes, at: int, begin: _Place) -> int:
         """The place behind the quote that closes the value, or the end."""
@@ -108,26 +117,3 @@ class QuotedValues:
     def _count_lines(self, data: bytes, at: int) -> None:
         self._line += data.count(b"\n", self._counted, at)
         self._counted = at
-
-
-class FollowedStream(io.RawIOBase):
-    """A stream whose quotes are followed while it is read, which then raises what they do."""
-
-    def __init__(self, stream: pa.NativeFile, quotes: QuotedValues) -> None:
-        self._stream = stream
-        self._quotes = quotes
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        if data:
-            self._quotes.follow(data)
-        else:
-            self._quotes.end()
-        return data
-
-
-def _named(quote: _Place) -> str:
-    return f"the quote in line {quote[0]:,}, byte {quote[1]:,},"

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from pipeline.csv_quotes import FollowedStream, QuotedValues
+from pipeline.csv_quotes import QuotedValues
 from pipeline.errors import ConfigError, first_line
 from pipeline.source_files import COMPRESSIONS, SourceFile
 
@@ -27,12 +26,9 @@ Cells = Mapping[str, Sequence[Any]]
 """Values by column, of equally many rows."""
 
 _BLOCK_BYTES = 1 << 22
-"""Of a csv or of a parquet's columns that are read at once. Arrow reads some thirty blocks of a csv
-ahead, and none of its rows can be longer than one."""
-_HEAD_BYTES = 3 * _BLOCK_BYTES
-"""Of a csv that are read to learn its columns: its first row ends within them, or is too long."""
+"""Of a csv or of a parquet's columns that are read at once."""
 _LINE_BYTES = 1 << 26
-"""Of a line of a jsonl at most."""
+"""Of a line of a jsonl, or a row of a csv, at most."""
 _ROWS = 8192
 """Rows a block at most."""
 _LINES = 1024
@@ -180,30 +176,13 @@ def _open_arrow(stored: pa.NativeFile, columns: list[int] | None = None) -> Any:
 
 
 def _names_of_csv(file: SourceFile) -> list[str] | None:
-    # Its head alone, for Arrow reads ahead, and there may be many tables.
-    with file.stream() as stream:
-        head = stream.read(_HEAD_BYTES)
-    is_whole = len(head) < _HEAD_BYTES
-    if not head.removeprefix(codecs.BOM_UTF8).strip():
-        return None
-    try:
-        # To Arrow a header without a line's end is none.
-        with _open_csv(pa.BufferReader(head + b"\n" * is_whole), file.format) as reader:
-            if not is_whole or any(block.num_rows for block in reader):
-                return reader.schema.names
-    except ValueError:
-        _check_quotes(head, file.format, is_whole)  # they may be why
-        raise
-    _check_quotes(head, file.format, is_whole)  # the header may have swallowed the rows
+    names = None
+    for block in _csv_blocks(file, QuotedValues(_DELIMITERS[file.format])):
+        table = _parsed_csv(block, file.format, names)
+        names = table.column_names
+        if table.num_rows:
+            return names
     return None
-
-
-def _check_quotes(head: bytes, ending: str, is_whole: bool) -> None:
-    quotes = QuotedValues(_DELIMITERS[ending])
-    for start in range(0, len(head), _BLOCK_BYTES):
-        quotes.follow(head[start : start + _BLOCK_BYTES])
-    if is_whole:
-        quotes.end()
 
 
 def _read_csv(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
@@ -212,12 +191,13 @@ def _read_csv(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
         include_columns=list(names), column_types=dict.fromkeys(names, pa.binary())
     )
     quotes = QuotedValues(_DELIMITERS[file.format])
-    with file.stream() as stream:
-        with _open_csv(FollowedStream(stream, quotes), file.format, options) as reader:
-            for block in reader:
-                for start in range(0, block.num_rows, _ROWS):
-                    batch = block.slice(start, _ROWS)
-                    yield {name: batch.column(name).to_pylist() for name in names}
+    header = None
+    for block in _csv_blocks(file, quotes):
+        table = _parsed_csv(block, file.format, header, options)
+        header = header or _parsed_csv(block, file.format).column_names
+        for start in range(0, table.num_rows, _ROWS):
+            rows = table.slice(start, _ROWS)
+            yield {name: rows.column(name).to_pylist() for name in names}
     if quotes.num_doubtful:
         logger.warning(
             "quotes may be amiss, and rows lost within values: file=%s values=%d first_line=%d",
@@ -227,24 +207,41 @@ def _read_csv(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
         )
 
 
-@contextmanager
-def _open_csv(
-    stream: pa.NativeFile | FollowedStream,
+def _csv_blocks(file: SourceFile, quotes: QuotedValues) -> Iterator[bytes]:
+    """Whole rows, of some 4 MB together where none is longer; the header is in the first block.
+
+    Arrow would read ahead, cannot tell of a quote that is never closed, and takes no longer rows.
+    """
+    block = b""
+    with file.stream() as stream:
+        while data := stream.read(_BLOCK_BYTES):
+            end = quotes.follow(data)
+            block += data[:end]
+            if end and block.removeprefix(codecs.BOM_UTF8).strip():
+                yield block
+                block = b""
+            block += data[end:]
+            if len(block) > _LINE_BYTES:
+                what = f"is not closed within {_LINE_BYTES:,} bytes"
+                size = f"a row is longer than {_LINE_BYTES:,} bytes"
+                raise ValueError(f"{quotes.open_quote} {what}" if quotes.open_quote else size)
+    quotes.end()
+    if block.removeprefix(codecs.BOM_UTF8).strip():
+        yield block + b"\n"  # to Arrow a header without a line's end is none
+
+
+def _parsed_csv(
+    block: bytes,
     ending: str,
+    header: list[str] | None = None,
     options: pa.csv.ConvertOptions | None = None,
-) -> Iterator[pa.csv.CSVStreamingReader]:
-    try:
-        with pa.csv.open_csv(
-            stream,
-            pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            pa.csv.ParseOptions(delimiter=_DELIMITERS[ending], newlines_in_values=True),
-            options,
-        ) as reader:
-            yield reader
-    except pa.ArrowInvalid as error:
-        if "straddling" in str(error):
-            raise ValueError(f"a row is longer than {_BLOCK_BYTES:,} bytes") from None
-        raise
+) -> pa.Table:
+    return pa.csv.read_csv(
+        pa.BufferReader(block),
+        pa.csv.ReadOptions(block_size=len(block) + 1, column_names=header),
+        pa.csv.ParseOptions(delimiter=_DELIMITERS[ending], newlines_in_values=True),
+        options,
+    )
 
 
 def _names_of_jsonl(file: SourceFile) -> list[str] | None:

@@ -47,7 +47,7 @@ class SourceColumns:
 
     caption_column: str | None = None
     """Column with the caption, or a list of captions; by default `caption` or `captions`,
-    whichever is there."""
+    whichever is there. What is no text in JSON (an object, a number) is an empty caption."""
 
     keep: tuple[str, ...] = ()
     """Further columns (of annotations and of JSON in tars: fields) to carry along into `raw` and
