@@ -38,8 +38,9 @@ class Ingest:
     SOURCE is a table of URLs or files and captions (.parquet, .arrow, .csv, .tsv, .jsonl; the last
     three also .gz or .zst), or of the pictures themselves (.parquet, .arrow), many of them by
     wildcards in quotes ('urls/*.parquet') or as a folder, in the order of their names, of any size,
-    also on s3:// or gs://; WebDataset tars, in the same ways; a folder of pictures with captions
-    beside them (cat.jpg and cat.txt); or one captions JSON of COCO or in Karpathy's format.
+    also on s3:// or gs:// (csv, tsv and jsonl without rows are passed over); WebDataset tars, in
+    the same ways; a folder of pictures with captions beside them (cat.jpg and cat.txt); or one
+    captions JSON of COCO or in Karpathy's format.
     """
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None

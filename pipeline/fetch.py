@@ -12,10 +12,9 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import SpooledTemporaryFile
 from typing import IO, Protocol
 from urllib.parse import urljoin
 
@@ -34,6 +33,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util import Url, parse_url
 
+from pipeline.bodies import gathered
 from pipeline.deadlines import deadline, postpone, remaining_s, shard_remaining_s
 from pipeline.errors import ConfigError
 from pipeline.guard import BlockedAddress, GuardedPools, plain_name
@@ -44,11 +44,8 @@ from pipeline.turns import Turns
 SHARD_DEADLINE = "failed:deadline"
 """What a row is whose shard's time was over before it was fetched."""
 
-IN_MEMORY_BYTES = 4 << 20
-"""Longer bodies from the web lie in a file. A worker has up to 64 bodies at once, of up to
-`max_download_bytes` each: 4 GB."""
-
 _CHUNK_BYTES = 1 << 16
+_FILE_CHUNK_BYTES = 1 << 20
 _MAX_REDIRECTS = 5
 _FIRST_WAIT_S = 0.2
 _NO_ANSWER = ("dns", "refused", "timeout", "connection", "proxy", "truncated")
@@ -265,26 +262,20 @@ class HttpFetcher(Fetcher):
         return body
 
     def _body(self, response: urllib3.BaseHTTPResponse) -> bytes | IO[bytes]:
-        bound = self._config.max_download_bytes
-        if (response.length_remaining or 0) > bound:
+        num_bytes = response.length_remaining or 0
+        if num_bytes > self._config.max_download_bytes:
             raise _Fault("too_large")
-        body = SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - may be the caller's
-        try:
-            while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
-                body.write(chunk)
-                if body.tell() > bound:
-                    raise _Fault("too_large")
-                if remaining_s() <= 0:  # unpacking takes its time without any socket
-                    raise _Fault("timeout")
-            size = body.tell()
-            body.seek(0)
-            if size > IN_MEMORY_BYTES:
-                return body
-            with body:
-                return body.read()
-        except BaseException:
-            body.close()
-            raise
+        return gathered(self._chunks(response), num_bytes)
+
+    def _chunks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        num_bytes = 0
+        while chunk := response.read1(_CHUNK_BYTES):  # what has come, be it a single byte
+            num_bytes += len(chunk)
+            if num_bytes > self._config.max_download_bytes:
+                raise _Fault("too_large")
+            if remaining_s() <= 0:  # unpacking takes its time without any socket
+                raise _Fault("timeout")
+            yield chunk
 
 
 @dataclass(frozen=True)
@@ -294,7 +285,7 @@ class FolderFetcher(Fetcher):
     folder: Path
     max_bytes: int
 
-    def __call__(self, location: str) -> bytes:
+    def __call__(self, location: str) -> bytes | IO[bytes]:
         relative = PurePosixPath(location)
         if not location or relative.is_absolute() or ".." in relative.parts:
             raise FetchFault("failed:bad_path")
@@ -305,11 +296,21 @@ class FolderFetcher(Fetcher):
                 raise FetchFault("failed:unreadable_file")
             if status.st_size > self.max_bytes:
                 raise FetchFault("failed:too_large")
-            return path.read_bytes()
+            file = path.open("rb")
         except FileNotFoundError:
             raise FetchFault("failed:missing_file") from None
         except (OSError, ValueError):
             raise FetchFault("failed:unreadable_file") from None
+        with file:
+            return gathered(_chunks_of(file), status.st_size)
+
+
+def _chunks_of(file: IO[bytes]) -> Iterator[bytes]:
+    try:
+        while chunk := file.read(_FILE_CHUNK_BYTES):
+            yield chunk
+    except OSError:
+        raise FetchFault("failed:unreadable_file") from None
 
 
 def host_of(location: str) -> str:

@@ -4,10 +4,12 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.bodies import IN_MEMORY_BYTES, gathered
 from pipeline.fetch import FetchConfig, Fetcher, FetchFault
 from pipeline.source_files import SourceFile, relative_names
 from pipeline.table_files import UNREADABLE, arrow_batches, end_of_damage
@@ -27,7 +29,7 @@ class TableFetcher(Fetcher):
     Threads ask nearly in the order of the rows, and one that is late would find its row passed. So
     a shard's rows are known beforehand (`expect`), and read in their order, once: whoever asks
     for one that is not read yet reads up to it, and a batch is kept until all its rows were asked
-    for. Memory is that of the batches whose rows the threads are at.
+    for. Memory is that of the batches whose rows the threads are at; large pictures wait in files.
     """
 
     def __init__(self, files: Sequence[SourceFile], column: str, config: FetchConfig) -> None:
@@ -37,8 +39,9 @@ class TableFetcher(Fetcher):
         self._lock = threading.Lock()
         self._due: OrderedDict[str, tuple[str, int]] = OrderedDict()
         """Locations to read, in order, with their table and row."""
-        self._read: dict[str, pa.Scalar | FetchFault] = {}
-        """Pictures that were read and not asked for yet; a scalar keeps its batch."""
+        self._read: dict[str, pa.Scalar | IO[bytes] | Exception] = {}
+        """Pictures that were read and not asked for yet, or what is raised instead; a scalar keeps
+        its batch."""
         self._name = ""
         self._batches: Iterator[tuple[int, pa.Array]] = iter(())
         self._first, self._pictures = 0, pa.nulls(0)
@@ -57,18 +60,14 @@ class TableFetcher(Fetcher):
             self._due = OrderedDict(ascending)
             self._read = {}
 
-    def __call__(self, location: str) -> bytes:
+    def __call__(self, location: str) -> bytes | IO[bytes]:
         with self._lock:
             while location in self._due:
                 self._read_on(*next(iter(self._due.values())))
             picture = self._read.pop(location, FetchFault("failed:bad_path"))
-        if isinstance(picture, FetchFault):
+        if isinstance(picture, Exception):
             raise picture
-        if not picture.is_valid:
-            raise FetchFault("failed:missing_file")
-        if len(picture.as_buffer()) > self._max_bytes:
-            raise FetchFault("failed:too_large")
-        return picture.as_py()
+        return picture.as_py() if isinstance(picture, pa.Scalar) else picture
 
     def _read_on(self, name: str, row: int) -> None:
         """Read up to the row, the first that is due, and take what is due of its batch."""
@@ -85,7 +84,21 @@ class TableFetcher(Fetcher):
             self._fail(name, end, "failed:unreadable_file")
         else:
             for location, place in self._take_due(name, self._first + len(self._pictures)):
-                self._read[location] = self._pictures[place - self._first]
+                self._read[location] = self._kept(self._pictures[place - self._first])
+
+    def _kept(self, picture: pa.Scalar) -> pa.Scalar | IO[bytes] | Exception:
+        """What is kept of a picture until it is asked for: a large one lies in a file."""
+        if not picture.is_valid:
+            return FetchFault("failed:missing_file")
+        content = memoryview(picture.as_buffer())
+        if len(content) > self._max_bytes:
+            return FetchFault("failed:too_large")
+        if len(content) <= IN_MEMORY_BYTES:
+            return picture
+        try:
+            return gathered([content], len(content))
+        except OSError as error:  # no room: a fault of this picture alone
+            return error
 
     def _fail(self, name: str, end: float, fault: str) -> None:
         for location, _ in self._take_due(name, end):

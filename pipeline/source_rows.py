@@ -49,10 +49,15 @@ def rows_digest(tables: Iterable[pa.Table]) -> str:
 
 
 def caption_list(cell: Any) -> list[str]:
-    """Captions of a row: a null is none, one text is a list of one."""
+    """Captions of a row: a text, or a list of texts; a null is none.
+
+    What JSON can hold besides (numbers, truth values, objects, a null in a list) is a caption that
+    says nothing: an empty one, so that it is counted as such.
+    """
     if is_null(cell):
         return []
-    return [text(item) for item in (cell if isinstance(cell, list) else [cell])]
+    items = cell if isinstance(cell, list) else [cell]
+    return [text(item) if isinstance(item, (str, bytes)) else "" for item in items]
 
 
 def text(cell: Any) -> str:

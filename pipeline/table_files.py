@@ -3,8 +3,10 @@
 Parquet, Arrow (IPC files and streams, also of the library datasets), csv, tsv and jsonl.
 """
 
+import codecs
 import io
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
@@ -14,17 +16,19 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from pipeline.csv_quotes import QuotedValues
 from pipeline.errors import ConfigError, first_line
 from pipeline.source_files import COMPRESSIONS, SourceFile
+
+logger = logging.getLogger(__name__)
 
 Cells = Mapping[str, Sequence[Any]]
 """Values by column, of equally many rows."""
 
 _BLOCK_BYTES = 1 << 22
-"""Of a csv or of a parquet's columns that are read at once. Arrow reads some thirty blocks of a csv
-ahead, and none of its rows can be longer than one."""
+"""Of a csv or of a parquet's columns that are read at once."""
 _LINE_BYTES = 1 << 26
-"""Of a line of a jsonl at most."""
+"""Of a line of a jsonl, or a row of a csv, at most."""
 _ROWS = 8192
 """Rows a block at most."""
 _LINES = 1024
@@ -42,13 +46,17 @@ def is_table(file: SourceFile) -> bool:
 
 
 _BINARY = (".parquet", ".arrow")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLE_FORMATS = (
     f".parquet, .arrow, .csv, .tsv, .jsonl (the last three also with {' or '.join(COMPRESSIONS)})"
 )
 
 
-def columns_of(file: SourceFile) -> list[pa.Field]:
+def columns_of(file: SourceFile) -> list[pa.Field] | None:
     """The columns of a table with their types: text where the format declares none.
+
+    None where no row could say any: of a csv, tsv or jsonl that is empty or has a header alone, as
+    Spark and others write them for parts without rows.
 
     Raises:
         ConfigError: it cannot be read.
@@ -60,18 +68,10 @@ def columns_of(file: SourceFile) -> list[pa.Field]:
         if file.format == ".arrow":
             with file.mapped() as stored:
                 return list(_open_arrow(stored).schema)
-        if file.format == ".jsonl":
-            first = list(islice(_json_lines(file), _LINES_FOR_NAMES))
-            if not first:
-                raise ValueError("holds no line")
-            names = list(dict.fromkeys(name for row in first for name in row))
-        else:
-            with file.stream() as stream:
-                with pa.csv.open_csv(stream, parse_options=_csv_options(file)) as reader:
-                    names = list(reader.schema.names)
+        names = _names_of_jsonl(file) if file.format == ".jsonl" else _names_of_csv(file)
     except UNREADABLE as error:
         raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from error
-    return [pa.field(name, pa.string()) for name in names]
+    return None if names is None else [pa.field(name, pa.string()) for name in names]
 
 
 def read_cells(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
@@ -175,27 +175,78 @@ def _open_arrow(stored: pa.NativeFile, columns: list[int] | None = None) -> Any:
     return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stored, options=options)
 
 
+def _names_of_csv(file: SourceFile) -> list[str] | None:
+    names = None
+    for block in _csv_blocks(file, QuotedValues(_DELIMITERS[file.format])):
+        table = _parsed_csv(block, file.format, names)
+        names = table.column_names
+        if table.num_rows:
+            return names
+    return None
+
+
 def _read_csv(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:
     # As bytes: one cell that is no UTF-8 must not lose the whole table.
     options = pa.csv.ConvertOptions(
         include_columns=list(names), column_types=dict.fromkeys(names, pa.binary())
     )
+    quotes = QuotedValues(_DELIMITERS[file.format])
+    header = None
+    for block in _csv_blocks(file, quotes):
+        table = _parsed_csv(block, file.format, header, options)
+        header = header or _parsed_csv(block, file.format).column_names
+        for start in range(0, table.num_rows, _ROWS):
+            rows = table.slice(start, _ROWS)
+            yield {name: rows.column(name).to_pylist() for name in names}
+    if quotes.num_doubtful:
+        logger.warning(
+            "quotes may be amiss, and rows lost within values: file=%s values=%d first_line=%d",
+            file,
+            quotes.num_doubtful,
+            quotes.first_doubtful_line,
+        )
+
+
+def _csv_blocks(file: SourceFile, quotes: QuotedValues) -> Iterator[bytes]:
+    """Whole rows, of some 4 MB together where none is longer; the header is in the first block.
+
+    Arrow would read ahead, cannot tell of a quote that is never closed, and takes no longer rows.
+    """
+    block = b""
     with file.stream() as stream:
-        with pa.csv.open_csv(
-            stream,
-            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=_csv_options(file),
-            convert_options=options,
-        ) as reader:
-            for block in reader:
-                for start in range(0, block.num_rows, _ROWS):
-                    batch = block.slice(start, _ROWS)
-                    yield {name: batch.column(name).to_pylist() for name in names}
+        while data := stream.read(_BLOCK_BYTES):
+            end = quotes.follow(data)
+            block += data[:end]
+            if end and block.removeprefix(codecs.BOM_UTF8).strip():
+                yield block
+                block = b""
+            block += data[end:]
+            if len(block) > _LINE_BYTES:
+                what = f"is not closed within {_LINE_BYTES:,} bytes"
+                size = f"a row is longer than {_LINE_BYTES:,} bytes"
+                raise ValueError(f"{quotes.open_quote} {what}" if quotes.open_quote else size)
+    quotes.end()
+    if block.removeprefix(codecs.BOM_UTF8).strip():
+        yield block + b"\n"  # to Arrow a header without a line's end is none
 
 
-def _csv_options(file: SourceFile) -> pa.csv.ParseOptions:
-    delimiter = "\t" if file.format == ".tsv" else ","
-    return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+def _parsed_csv(
+    block: bytes,
+    ending: str,
+    header: list[str] | None = None,
+    options: pa.csv.ConvertOptions | None = None,
+) -> pa.Table:
+    return pa.csv.read_csv(
+        pa.BufferReader(block),
+        pa.csv.ReadOptions(block_size=len(block) + 1, column_names=header),
+        pa.csv.ParseOptions(delimiter=_DELIMITERS[ending], newlines_in_values=True),
+        options,
+    )
+
+
+def _names_of_jsonl(file: SourceFile) -> list[str] | None:
+    first = list(islice(_json_lines(file), _LINES_FOR_NAMES))
+    return list(dict.fromkeys(name for row in first for name in row)) if first else None
 
 
 def _read_jsonl(file: SourceFile, names: Sequence[str]) -> Iterator[Cells]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
+from pipeline.bodies import gathered
 from pipeline.errors import ConfigError, first_line
 from pipeline.extra import extra_column, text_fields
 from pipeline.fetch import FetchConfig, Fetcher, FetchFault
@@ -28,6 +29,8 @@ _ROWS = 1024
 """Pictures a table."""
 _TEXT_BYTES = 1 << 24
 """Of a caption's member, or of an extended header, at most."""
+_CHUNK_BYTES = 1 << 20
+"""Of a picture that are read at once."""
 _OPEN_TARS = 4
 """Whose indexes a worker keeps; its rows come nearly in order."""
 
@@ -130,24 +133,21 @@ class TarFetcher(Fetcher):
         self._lock = threading.Lock()
         self._open: OrderedDict[str, tuple[pa.NativeFile, dict[str, Member]]] = OrderedDict()
 
-    def __call__(self, location: str) -> bytes:
+    def __call__(self, location: str) -> bytes | IO[bytes]:
         name = next((name for name in _beginnings(location) if name in self._files), None)
         if name is None:
             raise FetchFault("failed:bad_path")
         try:
             with self._lock:
                 stored, members = self._opened(name)
-            member = members.get(location[len(name) + 1 :])
-            if member is None:
-                raise FetchFault("failed:missing_file")
-            if member.size > self._max_bytes:
-                raise FetchFault("failed:too_large")
-            content = stored.read_at(member.size, member.offset)
         except (tarfile.TarError, OSError, ValueError):
             raise FetchFault("failed:unreadable_file") from None
-        if len(content) < member.size:
-            raise FetchFault("failed:truncated")
-        return content
+        member = members.get(location[len(name) + 1 :])
+        if member is None:
+            raise FetchFault("failed:missing_file")
+        if member.size > self._max_bytes:
+            raise FetchFault("failed:too_large")
+        return gathered(_chunks(stored, member), member.size)
 
     def _opened(self, name: str) -> tuple[pa.NativeFile, dict[str, Member]]:
         if name not in self._open:
@@ -200,6 +200,19 @@ class _Headers(io.BufferedReader):
 
     def close(self) -> None:
         """The file is its owner's to close."""
+
+
+def _chunks(stored: pa.NativeFile, member: Member) -> Iterator[bytes]:
+    end = member.offset + member.size
+    for start in range(member.offset, end, _CHUNK_BYTES):
+        size = min(_CHUNK_BYTES, end - start)
+        try:
+            chunk = stored.read_at(size, start)
+        except (OSError, ValueError):
+            raise FetchFault("failed:unreadable_file") from None
+        if len(chunk) < size:
+            raise FetchFault("failed:truncated")
+        yield chunk
 
 
 def _content(stored: pa.NativeFile, member: Member) -> bytes:

@@ -1,6 +1,7 @@
 """Tables of URLs, of files or with pictures in them, of any size, in one file or many."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,17 @@ from pipeline.source_files import SourceFile, own_folder, relative_names
 from pipeline.source_rows import caption_list, rows_digest, source_rows, text
 from pipeline.table_files import UNREADABLE, columns_of, read_cells
 from pipeline.uids import uid_of, uid_of_url
+
+logger = logging.getLogger(__name__)
+
+_NAME_CHARS = 60
+"""Of a column's name that an error shows; a quote in a header can make one of whole rows."""
+_TEXTS = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    pa.types.is_null,
+)
+"""Types that hold captions, by what knows them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,7 @@ class SourceColumns:
 
     caption_column: str | None = None
     """Column with the caption, or a list of captions; by default `caption` or `captions`,
-    whichever is there."""
+    whichever is there. What is no text in JSON (an object, a number) is an empty caption."""
 
     keep: tuple[str, ...] = ()
     """Further columns (of annotations and of JSON in tars: fields) to carry along into `raw` and
@@ -51,7 +63,8 @@ class SourceColumns:
 class TableSource:
     """Tables with a row a picture: its URL, its path in the picture folder, or its very bytes.
 
-    The first table says which columns are read, and all must have them.
+    The first table says which columns are read, and all must have them. A csv, tsv or jsonl that
+    holds no row is passed over.
     """
 
     def __init__(
@@ -65,22 +78,17 @@ class TableSource:
             picture_folder: where the file column begins; None is the tables' own folder.
 
         Raises:
-            ConfigError: a table cannot be read or lacks a column, or the picture folder does not
-                fit the tables.
+            ConfigError: a table cannot be read or lacks a column, none holds a row, or the picture
+                folder does not fit the tables.
         """
-        self.files = files
-        fields = columns_of(files[0])
-        self.locations, self._column = _location(files[0], fields, columns)
-        wanted = [columns.caption_column] if columns.caption_column else ["caption", "captions"]
-        self._captions = _either(files[0], fields, *wanted).name
-        kept = [_either(files[0], fields, name) for name in columns.kept]
-        self.extra = pa.struct([(f.name, kept_type(f.type)) for f in kept]) if kept else None
-        _check_captions(files[0], fields, self._captions)
-        for file in files[1:]:
-            fields = columns_of(file)
+        self.files: list[SourceFile] = []
+        for file, fields in _with_rows(files):
+            if not self.files:
+                self._choose(file, fields, columns)
             for name in (self._column, *columns.kept):
                 _either(file, fields, name)
             _check_captions(file, fields, self._captions)
+            self.files.append(file)
         self.folder = self._picture_folder(picture_folder)
 
     @property
@@ -99,8 +107,14 @@ class TableSource:
         return hashlib.sha256(f"{read_as} {content}".encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:
+        """See `sources.Source`. Raises ConfigError where a table is damaged, or none has a row."""
+        num_rows = 0
         for file, name in zip(self.files, relative_names(self.files), strict=True):
-            yield from self._tables_of(file, name)
+            for table in self._tables_of(file, name):
+                num_rows += table.num_rows
+                yield table
+        if not num_rows:
+            raise _no_rows(self.files)
 
     def _tables_of(self, file: SourceFile, name: str) -> Iterator[pa.Table]:
         uid = uid_of_url if self.locations == "url" else uid_of
@@ -120,6 +134,14 @@ class TableSource:
         except UNREADABLE as error:
             raise ConfigError(f"{file}: cannot be read: {first_line(error)}") from error
 
+    def _choose(self, file: SourceFile, fields: list[pa.Field], columns: SourceColumns) -> None:
+        """Find out what is read of all tables by what is in the first."""
+        self.locations, self._column = _location(file, fields, columns)
+        wanted = [columns.caption_column] if columns.caption_column else ["caption", "captions"]
+        self._captions = _either(file, fields, *wanted).name
+        kept = [_either(file, fields, name) for name in columns.kept]
+        self.extra = pa.struct([(f.name, kept_type(f.type)) for f in kept]) if kept else None
+
     def _picture_folder(self, given: Path | None) -> Path | None:
         if self.locations == "file":
             return given or own_folder(self.files)
@@ -130,6 +152,34 @@ class TableSource:
                 f"{self._column!r}; --url-column '' reads its files instead"
             )
         return None
+
+
+def _with_rows(files: list[SourceFile]) -> Iterator[tuple[SourceFile, list[pa.Field]]]:
+    """The tables but those that `columns_of` knows to hold no row, with their columns.
+
+    Raises:
+        ConfigError: there is none, or one cannot be read.
+    """
+    passed_over = []
+    for file in files:
+        fields = columns_of(file)
+        if fields is None:
+            passed_over.append(file)
+        else:
+            yield file, fields
+    if len(passed_over) == len(files):
+        raise _no_rows(files)
+    if passed_over:
+        logger.info(
+            "passed over, for they hold no row: tables=%d first=%s",
+            len(passed_over),
+            passed_over[0],
+        )
+
+
+def _no_rows(files: list[SourceFile]) -> ConfigError:
+    others = f", nor do the other {len(files) - 1:,}" if len(files) > 1 else ""
+    return ConfigError(f"{files[0]}: holds no row{others}")
 
 
 def _location(file: SourceFile, fields: list[pa.Field], columns: SourceColumns) -> tuple[str, str]:
@@ -158,7 +208,9 @@ def _check_captions(file: SourceFile, fields: list[pa.Field], name: str) -> None
     kind = declared
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
-    if pa.types.is_nested(kind):
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(is_kind(kind) for is_kind in _TEXTS):
         raise ConfigError(f"{file}: {name!r} is {declared}, which is no caption nor a list of them")
 
 
@@ -169,4 +221,5 @@ def _either(file: SourceFile, fields: list[pa.Field], *wanted: str) -> pa.Field:
             raise ConfigError(f"{file}: has the column {name!r} {names.count(name)} times")
         if name in names:
             return fields[names.index(name)]
-    raise ConfigError(f"{file}: has no column {' or '.join(map(repr, wanted))}, only {names}")
+    some = [name[:_NAME_CHARS] for name in names]
+    raise ConfigError(f"{file}: has no column {' or '.join(map(repr, wanted))}, only {some}")

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.bodies import IN_MEMORY_BYTES
 from pipeline.deadlines import ShardTime, on_time_of
 from pipeline.errors import ConfigError
 from pipeline.fetch import (
-    IN_MEMORY_BYTES,
     FetchConfig,
     FetchFault,
     FolderFetcher,

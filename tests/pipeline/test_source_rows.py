@@ -1,6 +1,7 @@
 """Cells of whatever type and content become rows: a caption is bounded, never a crash."""
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,10 +37,16 @@ def test_nulls_and_bytes_are_texts_where_they_can_be():
     assert pa.types.is_list(table.schema.field("captions").type)
 
 
+@pytest.mark.parametrize("cell", [5, 2.5, True, {"a": 1}, {}])
+def test_what_is_no_text_is_a_caption_that_says_nothing(cell):
+    assert caption_list(cell) == [""]
+    assert caption_list(["a", cell, ["b"], None]) == ["a", "", "", ""]
+
+
 def test_the_nan_that_pandas_writes_for_a_null_is_one():
     nan = float("nan")
     assert caption_list(nan) == []
-    assert caption_list([nan, 0.0]) == ["", "0.0"]
+    assert caption_list([nan, "a"]) == ["", "a"]
     assert text(nan) == ""
     (extra,) = extra_column({"license": [nan]}, pa.struct([("license", pa.string())])).to_pylist()
     assert extra == {"license": None}

@@ -110,9 +110,10 @@ def test_a_line_of_json_may_lack_the_caption_wherever_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv"])
-def test_a_table_without_rows_is_an_empty_source(tmp_path, suffix):
+def test_a_table_without_rows_is_refused(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", {"url": [], "caption": []})
-    assert rows_of(path) == []
+    with pytest.raises(ConfigError, match=rf"t\{suffix}: holds no row$"):
+        rows_of(path)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -240,8 +241,8 @@ def test_odd_cells_of_a_jsonl_lose_no_row(tmp_path):
     lines = ['{"url": 5, "caption": {"a": 1}}', '{"url": "v", "caption": ["\\ud800", null, 2.5]}']
     path.write_text("\n".join(lines))
     assert [(row["url"], row["captions"]) for row in rows_of(path)] == [
-        ("5", ["{'a': 1}"]),
-        ("v", ["?", "", "2.5"]),
+        ("5", [""]),
+        ("v", ["?", "", ""]),
     ]
 
 

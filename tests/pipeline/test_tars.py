@@ -108,6 +108,7 @@ def test_tars_of_several_folders_are_named_by_them(tmp_path):
 def test_which_members_are_a_picture_and_its_caption(tmp_path):
     members = [
         *(("alone.PNG", b""), ("sub/a.b.jpg", b""), ("sub/a.txt", b"\xef\xbb\xbfcaf\xe9\r\n")),
+        *(("object.bmp", b""), ("object.json", b'{"caption": {"en": "x"}, "size": 2}')),
         *(("list.webp", b""), ("list.json", b'{"captions": ["x", null, 2]}')),
         *(("sub/a.jpg", b""), ("sub/a.seg.png", b""), ("lost.txt", b"no picture")),
         *(("alt.gif", b""), ("alt.json", b'{"alt": "z"}'), ("alt.txt", b"text")),
@@ -116,7 +117,8 @@ def test_which_members_are_a_picture_and_its_caption(tmp_path):
     tar = write(tmp_path / "t.tar", members)
     assert captions_of(tar) == {
         "alone.PNG": [],
-        "list.webp": ["x", "", "2"],
+        "object.bmp": [""],
+        "list.webp": ["x", "", ""],
         "sub/a.jpg": ["caf\ufffd"],
         "alt.gif": ["text"],
     }

@@ -1,5 +1,6 @@
 """Many tables are one source, wherever they lie and however they are compressed."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,108 @@ def test_each_table_must_have_the_columns_of_the_first(tmp_path):
         open_source(str(tmp_path), PLAIN)
 
 
+UNCLOSED = [".csv", ".tsv", ".csv.gz", ".csv.zst"]
+
+
+def packed(path: Path, content: str) -> Path:
+    with pa.output_stream(path) as stream:  # compresses by the name
+        stream.write(content.replace(",", "\t" if ".tsv" in path.name else ",").encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", UNCLOSED)
+@pytest.mark.parametrize("block_bytes", [100, 4 << 20])
+def test_a_quote_that_is_never_closed_is_named(tmp_path, monkeypatch, suffix, block_bytes):
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", block_bytes)
+    rows = "".join(f'http://a.org/{row}.jpg,"line\nand line"\n' for row in range(40))
+    path = packed(tmp_path / f"t{suffix}", f'url,caption\n{rows}u,"a cat\nv,a dog\nw,a cow\n')
+    with pytest.raises(ConfigError) as caught:
+        numbers(path)
+    place = len("url,caption\n") + len(rows) + len("u,")
+    assert str(caught.value) == (
+        f"{path}: cannot be read: the quote in line 82, byte {place:,}, is never closed"
+    )
+
+
+@pytest.mark.parametrize("name", ["0.csv", "1.csv"])
+@pytest.mark.parametrize("content", ['"url,caption\nu,a\nv,b\n', 'url,caption\n"u,a\nv,b\n'])
+def test_a_quote_that_swallows_all_rows_makes_no_empty_table(tmp_path, name, content):
+    write(tmp_path / "00.csv", range(3))
+    packed(tmp_path / name, content)
+    with pytest.raises(ConfigError, match=rf"{name}: cannot be read: the quote in line \d, byte "):
+        open_source(str(tmp_path), PLAIN)
+
+
+def test_a_row_may_be_longer_than_a_block_but_has_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.table_files._BLOCK_BYTES", 500)
+    long = "x," * 3000
+    rows = 'http://a,"b"\n' * 100
+    path = packed(tmp_path / "t.csv", f'url,caption\n{rows}u,"{long}"\n{rows}')
+    got = [row for t in open_source(str(path), PLAIN).tables() for row in t.to_pylist()]
+    assert [row["captions"] for row in got] == [["b"]] * 100 + [[long]] + [["b"]] * 100
+    monkeypatch.setattr("pipeline.table_files._LINE_BYTES", 4000)
+    with pytest.raises(ConfigError, match="line 102, byte 1,314, is not closed within 4,000 byt"):
+        numbers(path)
+    packed(path, f"url,caption\n{rows}u,{'x' * 6000}\n{rows}")
+    with pytest.raises(ConfigError, match=r"t\.csv: cannot be read: a row is longer than 4,000 b"):
+        numbers(path)
+
+
+def test_rows_that_a_later_quote_may_have_ended_are_told_of(tmp_path, caplog):
+    path = packed(tmp_path / "t.csv", 'url,caption\nu,"a cat\nv,"a dog"\nw,"a\ncow"\n')
+    rows = [row for table in open_source(str(path), PLAIN).tables() for row in table.to_pylist()]
+    assert [row["captions"] for row in rows] == [['a cat\nv,a dog"'], ["a\ncow"]]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"quotes may be amiss, and rows lost within values: file={path} values=1 first_line=2"
+    ]
+
+
+EMPTY = {
+    "nothing.csv": "",
+    "lines.csv": "\n\n",
+    "header.csv": "url,caption\n",
+    "begun.csv": "url,caption",
+    "header.csv.gz": "url,caption\n",
+    "nothing.csv.zst": "",
+    "header.tsv": "url,caption\r\n",
+    "nothing.jsonl": "",
+    "lines.jsonl.gz": "\n \n",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("place", ["0-", "9-"])
+def test_parts_without_rows_are_passed_over(tmp_path, caplog, name, place):
+    write(tmp_path / f"5.{name.partition('.')[2]}", range(3))
+    alone = open_source(str(tmp_path), PLAIN).digest()
+    for number in range(2):
+        packed(tmp_path / f"{place}{number}{name}", EMPTY[name])
+    with caplog.at_level(logging.INFO):
+        assert numbers(tmp_path) == [0, 1, 2]
+    first = f"{tmp_path}/{place}0{name}"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"passed over, for they hold no row: tables=2 first={first}"
+    ]
+    assert open_source(str(tmp_path), PLAIN).digest() == alone
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_source_of_no_rows_is_refused(tmp_path, name):
+    packed(tmp_path / f"0{name}", EMPTY[name])
+    with pytest.raises(ConfigError, match=rf"0{name}: holds no row$"):
+        open_source(str(tmp_path), PLAIN)
+    packed(tmp_path / f"1{name}", EMPTY[name])
+    with pytest.raises(ConfigError, match=rf"0{name}: holds no row, nor do the other 1$"):
+        open_source(str(tmp_path), PLAIN)
+
+
+def test_an_empty_file_of_bytes_is_an_empty_part_of_any_compression(tmp_path):
+    write(tmp_path / "a.csv", range(3))
+    for name in ("b.csv", "c.csv.gz", "d.csv.zst", "e.jsonl"):
+        (tmp_path / name).touch()
+    assert numbers(tmp_path / "*") == [0, 1, 2]
+
+
 def files_of(*folders: Path) -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -199,6 +302,19 @@ def test_a_caption_column_of_objects_is_refused(tmp_path, nested, second):
     pa.parquet.write_table(table, tmp_path / "1.parquet")
     with pytest.raises(ConfigError, match=r"1.parquet: 'caption' is .*which is no caption"):
         open_source(str(tmp_path / "*.parquet"), PLAIN)
+
+
+@pytest.mark.parametrize("cells", [[5], [True], [0.5], [[5]]])
+def test_a_caption_column_that_is_declared_no_text_is_refused(tmp_path, cells):
+    pa.parquet.write_table(pa.table({"url": ["u"], "caption": cells}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"t\.parquet: 'caption' is .*, which is no caption"):
+        open_source(str(tmp_path / "t.parquet"), PLAIN)
+
+
+def test_a_caption_column_of_nulls_is_read(tmp_path):
+    pa.parquet.write_table(pa.table({"url": ["u"], "caption": [None]}), tmp_path / "t.parquet")
+    (table,) = open_source(str(tmp_path / "t.parquet"), PLAIN).tables()
+    assert table.column("captions").to_pylist() == [[]]
 
 
 def test_lists_of_captions_of_every_declared_kind_are_read(tmp_path):
