@@ -1,24 +1,23 @@
 """Times the captioning of `viaduct capfilt` beside its bare generation on tokens in memory.
 
-    python benchmarks/capfilt_speed.py [--size small|base] [--pictures N] [--rounds N]
+    python benchmarks/capfilt_speed.py [--size small|base] [--shards N]
 
-All sides run on the same pool of Ray actors: two workers of one thread each, batches of 16
-pictures, ten nucleus captions a picture (p = 0.9). A worker loads its models, captions one picture
-and waits for the other worker; the clock starts when both are ready and stops when the last shard
-is done. So the start of processes and the loading of weights stay out on all sides, and all else is
-in.
+Two workers of one thread each, on the pool of Ray actors that runs the job, caption shard after
+shard, each of them in three ways by turns, so that a busy machine slows all three alike. They write
+ten nucleus captions a picture (p = 0.9) in batches of 16 pictures. Seconds are taken in the worker:
+its start, the loading of weights and a first picture stay out.
 
 bare    `write_captions` on tokens that are ready in memory; nothing is kept of it.
 job     what `viaduct capfilt` runs but its judging: verifying and reading features and captions,
-        writing, cleaning, digests, committing shards.
+        writing, cleaning, digests, committing the shard.
 judged  the same with a judge: another stage 1 of the same size scores all texts.
 
-Rounds alternate between the three, and the ratios are those of the medians. The models have random
-weights but a head as sure of itself as a trained one: captions end after eleven tokens on average,
-and the nucleus is a part of the vocabulary. `small` is a Q-Former of 3 layers of 128 with 16
-queries and a vocabulary of 2,000 on 49 x 320 tokens, where what is no generation shows most; `base`
-is of BERT-base size on 257 x 1408. The last line is one JSON object: captions a second of the job,
-without and with its judge, over those of bare generation.
+The models have random weights but a head as sure of itself as a trained one: captions end after
+eleven tokens on average, and the nucleus is a part of the vocabulary. `small` is a Q-Former of 3
+layers of 128 with 16 queries and a vocabulary of 2,000 on 49 x 320 tokens, where what is no
+generation shows most; `base` is of BERT-base size on 257 x 1408. The last line is one JSON object:
+captions a second of the job, without and with its judge, over those of bare generation, each the
+median over the shards.
 """
 
 import argparse
@@ -28,6 +27,7 @@ import math
 import statistics
 import string
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,12 +36,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from features import Work, pictures_per_s
 from tokenizers import BertWordPieceTokenizer
 
 from jobs.caption_worker import CaptionWork, CaptionWorker, ComputeConfig
 from jobs.cluster import ClusterConfig, session
-from jobs.shards import Task
+from jobs.shards import Made, PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.checkpoint_models import load_stage1
 from model.generation.settings import GenerationConfig
@@ -57,10 +56,10 @@ from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.order import writing_seeds
 from pipeline.schemas import PAIRS, features_schema
-from pipeline.shard import FileEntry, ShardRecord, commit_table
+from pipeline.shard import commit_table
 from pipeline.storage import Folder
 
-SHARDS = 4
+WORKERS = 2
 COMPUTE = ComputeConfig()
 GENERATION = GenerationConfig(method="nucleus", num_captions=10, min_tokens=2)
 MEAN_TOKENS = 11
@@ -75,7 +74,7 @@ class Size:
     num_tokens: int
     """P"""
     pictures: int
-    """Of a round."""
+    """Of a shard."""
 
 
 SIZES = {
@@ -91,9 +90,9 @@ SIZES = {
             embed_dim=64,
         ),
         49,
-        1024,
+        64,
     ),
-    "base": Size(QFormerConfig(vision_width=1408), 257, 32),
+    "base": Size(QFormerConfig(vision_width=1408), 257, 16),
 }
 
 
@@ -127,23 +126,25 @@ def save(home: Path, stage1: Stage1) -> Checkpoint:
     )
 
 
-def noise(size: Size, shard: int, num: int) -> np.ndarray:
+def noise(size: Size, shard: int) -> np.ndarray:
     """Tokens of a shard's pictures, float16[N, P, C]."""
-    shape = (num, size.num_tokens, size.qformer.vision_width)
+    shape = (size.pictures, size.num_tokens, size.qformer.vision_width)
     return np.random.default_rng(shard).standard_normal(shape, np.float32).astype(np.float16)
 
 
-def make_data(home: Path, size: Size, num_pictures: int) -> tuple[Dataset, Dataset]:
-    """Features of noise, and `pairs` with a caption each, in even shards."""
+def uids_of(size: Size, shard: int) -> list[bytes]:
+    return [(shard * size.pictures + row).to_bytes(16, "big") for row in range(size.pictures)]
+
+
+def make_data(home: Path, size: Size, num_shards: int) -> tuple[Dataset, Dataset]:
+    """Features of noise, and `pairs` with a caption each."""
     schema = features_schema(size.num_tokens, size.qformer.vision_width, "fp16")
     features = Draft.begin(Folder.at(home / "features"), "features", schema, Lineage("noise", {}))
     pairs = Draft.begin(Folder.at(home / "pairs"), "pairs", PAIRS, Lineage("noise", {}))
-    num = num_pictures // SHARDS
-    kept = Account.all_kept(num)
-    for shard in range(SHARDS):
-        uids = [(shard * num + row).to_bytes(16, "big") for row in range(num)]
-        tokens = noise(size, shard, num).astype(np.float32)
-        columns = token_columns(tokens, [True] * num, uids, "fp16")
+    kept = Account.all_kept(size.pictures)
+    for shard in range(num_shards):
+        uids, tokens = uids_of(size, shard), noise(size, shard).astype(np.float32)
+        columns = token_columns(tokens, [True] * size.pictures, uids, "fp16")
         caption = {"text": "aaaa aaab aaac aaad aaae", "source": "web", "status": "kept"}
         told = [{"uid": uid, "captions": [caption], "split": "train"} for uid in uids]
         for draft, table in (
@@ -160,95 +161,100 @@ def make_data(home: Path, size: Size, num_pictures: int) -> tuple[Dataset, Datas
     )
 
 
-def make_job(work: CaptionWork, out: Path) -> CaptionWorker:
-    """The job's worker, once it has captioned a picture."""
-    with tempfile.TemporaryDirectory() as aside:
-        CaptionWorker(replace(work, out=Folder.at(aside), quota={0: 1}))(Task(0, 0))
-    return CaptionWorker(replace(work, out=Folder.at(out)))
+class ThreeWays:
+    """Captions each shard in each way, by turns, and tells the seconds.
+
+    Args:
+        size: see there.
+        works: of the job, without and with a judge.
+    """
+
+    def __init__(self, size: Size, works: dict[str, CaptionWork]) -> None:
+        self._size = size
+        captioner = next(iter(works.values())).captioner
+        self._workers = {name: CaptionWorker(work) for name, work in works.items()}
+        self._bare = load_stage1(captioner)
+        with tempfile.TemporaryDirectory() as aside:
+            for work in works.values():
+                CaptionWorker(replace(work, out=Folder.at(aside), quota={0: 1}))(Task(0, 0))
+                Path(aside, "00000.json").unlink()
+        self._tokens = torch.empty(0)
+
+    def __call__(self, task: Task) -> Made:
+        self._tokens = torch.from_numpy(noise(self._size, task.number))
+        ways: list[tuple[str, Callable[[Task], Made | None]]] = [
+            ("bare", self._captioned),
+            *self._workers.items(),
+        ]
+        first = task.number % len(ways)
+        seconds, made = {}, None
+        for name, way in ways[first:] + ways[:first]:
+            begun = time.perf_counter()
+            made = way(task) or made
+            seconds[f"{name} {task.number}"] = time.perf_counter() - begun
+        assert made is not None
+        return Made(made.record, seconds)
+
+    def _captioned(self, task: Task) -> None:
+        """Nothing but `write_captions`, with the draws of the job."""
+        uids = uids_of(self._size, task.number)
+        for start in range(0, len(uids), COMPUTE.batch_size):
+            some = slice(start, start + COMPUTE.batch_size)
+            seeds = writing_seeds(GENERATION.seed, uids[some])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            write_captions(self._bare, self._tokens[some], GENERATION, generators)
 
 
-def make_bare(
-    size: Size, captioner: Checkpoint, num_pictures: int
-) -> Callable[[Task], ShardRecord]:
-    """Nothing but `write_captions`, with the draws of the job; it has captioned a picture."""
-    torch.set_num_threads(COMPUTE.threads)
-    stage1 = load_stage1(captioner)
-    num = num_pictures // SHARDS
-    tokens = [torch.from_numpy(noise(size, shard, num)) for shard in range(SHARDS)]
-
-    def caption(shard: int, rows: slice) -> None:
-        uids = [(shard * num + row).to_bytes(16, "big") for row in range(num)[rows]]
-        seeds = writing_seeds(GENERATION.seed, uids)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        write_captions(stage1, tokens[shard][rows], GENERATION, generators)
-
-    caption(0, slice(0, 1))
-
-    def work(task: Task) -> ShardRecord:
-        for start in range(0, num, COMPUTE.batch_size):
-            caption(task.number, slice(start, start + COMPUTE.batch_size))
-        entry = FileEntry(f"{task.number:05d}.arrow", task.rows, 1, "0" * 64)
-        return ShardRecord(task.number, entry, "0" * 64, Account.all_kept(task.rows))
-
-    return work
-
-
-def measure(home: Path, size: Size, num_pictures: int, rounds: int) -> dict[str, float]:
-    """Captions a second of each side: medians."""
-    features, pairs = make_data(home, size, num_pictures)
+def measure(home: Path, size: Size, num_shards: int) -> dict[str, list[float]]:
+    """Seconds that each shard took, each way."""
+    features, pairs = make_data(home, size, num_shards)
     captioner, judge = (
         save(home / name, random_stage1(size.qformer, seed))
         for seed, name in enumerate(("captioner", "judge"))
     )
-    job = CaptionWork(
-        features=features,
-        pairs=pairs,
-        captions=pairs,
-        out=features.folder,  # each worker has another one
-        captioner=captioner,
-        judges=(),
-        generation=GENERATION,
-        filters=filters_of_written("default"),
-        split="train",
-        quota=None,
-        compute=COMPUTE,
-        device="cpu",
-    )
-    judged = replace(job, judges=(judge,))
-    tasks = [Task(record.number, record.entry.rows) for record in pairs.manifest.records]
-    rates: dict[str, list[float]] = {"bare": [], "job": [], "judged": []}
-    for number in range(rounds):
-        outs = {name: home / f"{name}-{number}" for name in ("job", "judged")}
-        for out in outs.values():
-            out.mkdir()
-        sides: dict[str, Callable[[], Work]] = {
-            "bare": partial(make_bare, size, captioner, num_pictures),
-            "job": partial(make_job, job, outs["job"]),
-            "judged": partial(make_job, judged, outs["judged"]),
-        }
-        for name, make in sides.items():
-            rate = pictures_per_s(make, tasks, 1) * GENERATION.num_captions
-            rates[name].append(rate)
-        told = ", ".join(f"{name} {its[-1]:.1f}" for name, its in rates.items())
-        print(f"round {number + 1}: {told} captions/s", flush=True)
-    return {name: statistics.median(its) for name, its in rates.items()}
+    works = {}
+    for name, judges in (("job", ()), ("judged", (judge,))):
+        (home / name).mkdir()
+        works[name] = CaptionWork(
+            features=features,
+            pairs=pairs,
+            captions=pairs,
+            out=Folder.at(home / name),
+            captioner=captioner,
+            judges=judges,
+            generation=GENERATION,
+            filters=filters_of_written("default"),
+            split="train",
+            quota=None,
+            compute=COMPUTE,
+            device="cpu",
+        )
+    tasks = [Task(number, size.pictures) for number in range(num_shards)]
+    outcome = run_shards(partial(ThreeWays, size, works), tasks, PoolConfig(workers=WORKERS))
+    if outcome.set_aside:
+        raise SystemExit(f"shards failed: {outcome.set_aside}")
+    return {
+        name: [outcome.sums[f"{name} {number}"] for number in range(num_shards)]
+        for name in ("bare", *works)
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--pictures", type=int, help="of each round; a multiple of four")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shards", type=int, default=24)
     options = parser.parse_args()
     size = SIZES[options.size]
-    num_pictures = options.pictures or size.pictures
     with tempfile.TemporaryDirectory() as home, session(ClusterConfig()):
-        rates = measure(Path(home), size, num_pictures, options.rounds)
-    told = {
-        "ratio": round(rates["job"] / rates["bare"], 3),
-        "with_judging": round(rates["judged"] / rates["bare"], 3),
-        **{f"{name}_captions_per_s": round(rate, 1) for name, rate in rates.items()},
+        seconds = measure(Path(home), size, options.shards)
+    captions = size.pictures * GENERATION.num_captions
+    for name, its in seconds.items():
+        print(f"{name:8}{captions / statistics.median(its):8.1f} captions/s in each worker")
+    ratios = {
+        name: statistics.median(b / s for b, s in zip(seconds["bare"], its, strict=True))
+        for name, its in seconds.items()
     }
+    told = {"ratio": round(ratios["job"], 3), "with_judging": round(ratios["judged"], 3)}
     print(json.dumps(told))
 
 

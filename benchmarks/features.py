@@ -35,7 +35,7 @@ from PIL import Image, ImageFilter
 
 from jobs.cluster import ClusterConfig, session
 from jobs.feature_worker import SHARDS_AT_ONCE, CacheConfig, FeatureWork, FeatureWorker
-from jobs.shards import Made, PoolConfig, Task, run_shards
+from jobs.shards import PoolConfig, Task, run_shards
 from model.pretrained.augmentation import ViewsConfig
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from pipeline.accounting import Account
@@ -52,7 +52,7 @@ ENCODERS = {
     "efficientnet": EncoderConfig(encoder="offline:efficientnet_lite0"),
 }
 CACHE = CacheConfig()
-Work = Callable[[Task], ShardRecord | Made]
+Work = Callable[[Task], ShardRecord]
 
 
 def drawn(number: int) -> bytes:
