@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -71,8 +73,11 @@ class Outcome:
     """Of the web's captions on offer."""
     synthetic_share: float
     """Of the captions that were kept."""
+    pictures: int
+    """All, the held-out ones too."""
     judged: int
     without_caption: int
+    """Of all pictures, as the next."""
     without_web_caption: int
 
 
@@ -92,6 +97,8 @@ class Competition:
     """Whether the captioner is the judge."""
     counts: Counts
     outcome: Outcome | None
+    trained: list[str]
+    """Names of the trainings on what was chosen."""
     num_judged: int
     """Pictures, without those that were taken down."""
     contests: list[Contest]
@@ -112,9 +119,8 @@ def read_competitions(contents: Contents, limit: int) -> list[Competition]:
     chosen = {
         p.digest for d in datasets if d.kind == "captions" for p in d.manifest.lineage.parents
     }
-    names = {made.digest: made.name for made in contents.made}
     found = [
-        _competition(names[dataset.digest], dataset, datasets, limit)
+        _competition(dataset, contents, limit)
         for dataset in datasets
         if dataset.kind == "captions"
         or (dataset.kind == "candidates" and dataset.digest not in chosen)
@@ -122,10 +128,9 @@ def read_competitions(contents: Contents, limit: int) -> list[Competition]:
     return [one for one in found if one is not None]
 
 
-def _competition(
-    name: str, dataset: Dataset, datasets: Sequence[Dataset], limit: int
-) -> Competition | None:
+def _competition(dataset: Dataset, contents: Contents, limit: int) -> Competition | None:
     """None where nobody judged."""
+    datasets, made = contents.datasets, contents.made
     config = dataset.manifest.lineage.config
     tables = (shard.table for shard in dataset.shards())
     judges = next(filter(None, map(judges_of, tables)), None)  # one run judged them all
@@ -139,7 +144,7 @@ def _competition(
     candidates = _candidates_of(dataset, datasets)
     lineage = None if candidates is None else candidates.manifest.lineage
     return Competition(
-        name=name,
+        name=next(one.name for one in made if one.digest == dataset.digest),
         judge=judge,
         by=by,
         selection=selection,
@@ -147,6 +152,11 @@ def _competition(
         judges_itself=lineage is not None and _judges_itself(lineage.frozen, judge),
         counts=_summed([one.counts for one in scored]),
         outcome=_outcome(dataset),
+        trained=[
+            one.name
+            for one in made
+            if one.kind.startswith("stage") and dataset.as_parent in one.lineage.parents
+        ],
         num_judged=sum(len(one.rows) for one in scored),
         contests=_contests(dataset, pairs, judge, by, [one.rows for one in scored], limit),
     )
@@ -216,7 +226,8 @@ def _outcome(dataset: Dataset) -> Outcome | None:
             sides,
             float(summary["replaced_share"]),
             float(summary["synthetic_share"]),
-            *(int(summary[name]) for name in ("judged", "without_caption", "without_web_caption")),
+            *(int(summary[name]) for name in ("pictures", "judged")),
+            *(int(summary[name]) for name in ("without_caption", "without_web_caption")),
         )
 
 
@@ -259,15 +270,17 @@ def _contests(
         (number, int(row)) for number, its in zip(dataset.records, rows, strict=True) for row in its
     ]
     spread = np.linspace(0, len(places) - 1, min(limit, len(places))).round().astype(int)
-    found = [_contest(dataset, pairs, judge, *places[at]) for at in spread]
+    found = []
+    for number, some in groupby((places[at] for at in spread), key=itemgetter(0)):
+        captions = dataset.shard(number).table.column("captions")
+        pictures = None if pairs is None else pairs.shard(number).table.column("picture")
+        for _, row in some:
+            picture = None if pictures is None else as_small(pictures[row].as_py())
+            found.append(_contest(picture, captions[row].as_py(), judge))
     return sorted(found, key=partial(_best_of_web, by))
 
 
-def _contest(dataset: Dataset, pairs: Dataset | None, judge: str, number: int, row: int) -> Contest:
-    [captions] = dataset.shard(number).table.column("captions").slice(row, 1).to_pylist()
-    picture = None
-    if pairs is not None:
-        picture = as_small(pairs.shard(number).table.column("picture")[row].as_py())
+def _contest(picture: str | None, captions: Sequence[Mapping[str, Any]], judge: str) -> Contest:
     sides: dict[str, list[Contender]] = {WEB: [], SYNTHETIC: []}
     for caption in captions:
         scores = dict(_told(caption["scores"], judge))

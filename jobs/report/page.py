@@ -215,6 +215,10 @@ def _choosing(competition: Competition) -> Iterator[str]:
             yield f"Of {of} only what scores {least:g} or more."
     if (share := rule["synthetic_share"]) is not None:
         yield f"At most {percent(share)} of all are written ones."
+    if competition.trained:
+        yield f"Trained on what was kept: {', '.join(competition.trained)}."
+    else:
+        yield "Nothing in this run was trained on it."
 
 
 # Lineage

@@ -139,7 +139,8 @@ def test_the_page_says_what_was_replaced_and_how_diverse_it_is(made, tmp_path):
     text = re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
     text = " ".join(html.unescape(text).split())
     assert f"{100 * summary['replaced_share']:.1f}% of the web's captions on offer" in text
-    assert f"{summary['without_caption']} pictures are left without a caption" in text
+    total, bare = summary["pictures"], summary["without_caption"]
+    assert f"Of all {total} pictures {bare} are left without a caption" in text
     for source, label in (("web", "from the web"), ("synthetic", "written by a model")):
         its = summary["diversity"][source]
         told = f"{label} {summary[source]} {summary[f'{source}_kept']} {its['mean_words']:.1f} "
@@ -156,6 +157,18 @@ def test_the_page_says_what_was_replaced_and_how_diverse_it_is(made, tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp;amp; a boat" in page
     assert 'aria-label="Scores by match probability.' in page
     assert "> threshold <" in page  # one for both
+
+
+def test_the_page_names_who_trained_on_what_was_kept(made, tmp_path):
+    assert competition_rules(*competitions(made))[-1] == "Nothing in this run was trained on it."
+    shutil.copytree(made, tmp_path / "run")
+    parent = Dataset.open(str(made / "captions")).as_parent.to_json()
+    lineage = {"job": "train-stage1", "config": {}, "parents": [parent], "frozen": {}}
+    checkpoint = {"stage": 1, "step": 9, "digest": "1" * 64, "lineage": lineage}
+    (tmp_path / "run" / "round-2").mkdir()
+    (tmp_path / "run" / "round-2" / "checkpoint.json").write_text(json.dumps(checkpoint))
+    rules = competition_rules(*competitions(tmp_path / "run"))
+    assert rules[-1] == "Trained on what was kept: round-2."
 
 
 def test_candidates_that_nothing_was_chosen_of_are_shown_as_such(made, tmp_path):
