@@ -17,13 +17,10 @@ from pipeline.erasure import without_payload
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
 from pipeline.schemas import CANDIDATES
-from pipeline.selected import Selected, told
+from pipeline.selected import SUMMARY, Selected, told
 from pipeline.selection import SelectionConfig, choose, judges_of, over_budget, with_statuses
 from pipeline.shard import ShardRecord, commit_table
 from pipeline.storage import Folder
-
-SUMMARY = "summary.json"
-"""What became of the captions, for people and reports; part of no digest."""
 
 
 @dataclass(frozen=True, kw_only=True)

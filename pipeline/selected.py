@@ -13,6 +13,9 @@ from pipeline.captions import in_a_line, strings
 from pipeline.diversity import Diversity, added_up, share_of
 from pipeline.schemas import KEPT
 
+SUMMARY = "summary.json"
+"""The file in `captions` with what became of them, for people and reports; part of no digest."""
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -129,10 +132,3 @@ def _added(parts: Sequence[Selected]) -> Selected:
         values = [getattr(part, field.name) for part in parts]
         sums[field.name] = (Diversity.total if field.type is Diversity else sum)(values)
     return Selected(**sums)
-
-
-def _rows_with(num_rows: int, rows: np.ndarray) -> np.ndarray:
-    """bool[rows]: which ones are among these."""
-    found = np.zeros(num_rows, bool)
-    found[rows] = True
-    return found

@@ -2,6 +2,7 @@
 
 contents    what is in a run's folder: datasets, trainings, evaluations, times
 examples    some of what ingest and curate found
+competition the captions that competed for pictures, and which were chosen
 gallery     the pictures that were captioned and found
 figures     curves and bars as SVG, in the page's own colours
 plots       which metrics go into which figure
@@ -16,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from jobs.report.competition import read_competitions
 from jobs.report.contents import read_run
 from jobs.report.examples import read_examples
 from jobs.report.gallery import read_gallery
@@ -34,6 +36,7 @@ class Report:
     Finds datasets, trainings, evaluations, captions and searches in the run's folder and up to two
     levels below it; what is absent is left out. Twelve examples show what ingest and curate found:
     duplicates beside what was kept, rejected captions with their pictures, rows that were lost.
+    Where captions were written and judged (`viaduct capfilt`), pictures show all that competed.
     """
 
     run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -45,9 +48,13 @@ class Report:
     max_pictures: int = 48
     """Pictures shown with their captions, and searches, at most."""
 
+    max_pairs: int = 40
+    """Pictures shown with the captions that competed for them, at most, of each selection."""
+
     def __post_init__(self) -> None:
-        if self.max_pictures < 1:
-            raise ConfigError(f"max_pictures: {self.max_pictures} is not positive")
+        for name in ("max_pictures", "max_pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
 
     def run(self) -> None:
         """Write the page and print where it is.
@@ -61,11 +68,13 @@ class Report:
             raise ConfigError(f"{folder}: no such folder")
         contents = read_run(folder)
         examples = read_examples(contents.datasets, _EXAMPLES)
+        competitions = read_competitions(contents, self.max_pairs)
         gallery = read_gallery(folder, contents.places, self.max_pictures)
         if contents.is_empty and gallery.is_empty:
             raise ConfigError(f"{folder}: holds nothing to report, nor do the folders below it")
         home, name = (folder, _FILE) if self.out is None else _target(self.out)
-        home.publish(name, render(contents, examples, gallery).encode())
+        page = render(contents, examples, competitions, gallery)
+        home.publish(name, page.encode())
         sys.stdout.write(f"{home}/{name}\n")
 
 

@@ -15,7 +15,7 @@ from pipeline.lineage import Lineage
 from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
 
-_KINDS = ("raw", "pairs", "features", "captions", "stage 1", "stage 2")
+_KINDS = ("raw", "pairs", "features", "candidates", "captions", "stage 1", "stage 2")
 """Kinds of what is made in the order in which data flows; what follows comes by name."""
 
 _CHECKPOINT, _METRICS, _INDEX, _RUN = (

@@ -69,6 +69,15 @@ class Bars:
     highs: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How the values of one kind lie."""
+
+    label: str
+    shares: Sequence[float]
+    """Of its values, between each two edges."""
+
+
 def curves_figure(
     name: str,
     curves: Sequence[Curve],
@@ -153,6 +162,44 @@ def bars_figure(name: str, groups: Sequence[str], bars: Sequence[Bars]) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, min(1.15, 1.15 * max([0.05, *(h for one in bars for h in one.highs)])))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def shares_figure(
+    name: str,
+    edges: Sequence[float],
+    histograms: Sequence[Histogram],
+    *,
+    quantity: str,
+    bounds: Sequence[tuple[float, str]] = (),
+) -> str:
+    """How values lie, as the share of them between each two edges.
+
+    Args:
+        name: as for `curves_figure`.
+        edges: ascending, one more than shares.
+        histograms: drawn over each other, so two or three.
+        quantity: what the values are.
+        bounds: values to mark, at most two, the lower one first, and their names.
+
+    Returns:
+        An SVG element.
+    """
+    with _axes() as (figure, axes):
+        for number, one in enumerate(histograms):
+            colour = _SERIES[number % 4]
+            axes.stairs(one.shares, edges, color=colour, label=one.label, linewidth=1.6)
+            axes.stairs(one.shares, edges, color=colour, fill=True, alpha=0.2)
+        place = axes.get_xaxis_transform()
+        for number, (value, said) in enumerate(bounds):
+            axes.axvline(value, color=_MUTED, linewidth=1, linestyle=":")
+            side = "right" if number < len(bounds) - 1 else "left"
+            axes.text(value, 1.0, f" {said} ", ha=side, va="bottom", transform=place, size=8)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(quantity)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.02, y=0.12)
         _legend(figure, axes)
         return _svg(figure, name)
 

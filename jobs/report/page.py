@@ -6,10 +6,20 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from jobs.report.competition import Competition
 from jobs.report.contents import Contents, Made, Stage, Training
 from jobs.report.examples import Example
 from jobs.report.gallery import Gallery
-from jobs.report.plots import DIRECTIONS, MODELS, RANKS, retrieval_plots, training_plots
+from jobs.report.plots import (
+    DIRECTIONS,
+    MODELS,
+    QUANTITIES,
+    RANKS,
+    SOURCES,
+    retrieval_plots,
+    score_plots,
+    training_plots,
+)
 from jobs.report.wording import duration, instant, percent
 from pipeline.accounting import Account
 
@@ -18,6 +28,8 @@ _SAID = {
     "raw": "fetched and decoded",
     "pairs": "equal pictures united, captions judged",
     "features": "encoded",
+    "candidates": "written beside the web's, and cleaned",
+    "captions": "chosen by their scores",
     "image_embeddings": "pictures embedded",
     "text_embeddings": "captions embedded",
 }
@@ -27,7 +39,12 @@ _DIGITS = 12
 """Of a digest that are shown."""
 
 
-def render(contents: Contents, examples: Mapping[str, Sequence[Example]], gallery: Gallery) -> str:
+def render(
+    contents: Contents,
+    examples: Mapping[str, Sequence[Example]],
+    competitions: Sequence[Competition],
+    gallery: Gallery,
+) -> str:
     """The page; equal contents give equal bytes.
 
     Every text of the run is escaped: captions are anybody's.
@@ -44,6 +61,12 @@ def render(contents: Contents, examples: Mapping[str, Sequence[Example]], galler
         run=contents,
         examples=examples,
         gallery=gallery,
+        competitions=[
+            (one, competition_rules(one), list(score_plots(one, f"competition-{n}")))
+            for n, one in enumerate(competitions)
+        ],
+        sources=SOURCES,
+        quantities=QUANTITIES,
         facts=list(_facts(contents)),
         pictures=[_account(s.kind, s.name, s.pictures) for s in _told(contents.stages)],
         captions=[_account(s.kind, s.name, s.captions) for s in contents.stages if s.captions],
@@ -149,6 +172,55 @@ def retrieval_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[Any]]
     return rows
 
 
+# Captions that competed
+
+_METHODS = {
+    "nucleus": "by nucleus sampling, p = {top_p}",
+    "beam": "by a search of {num_beams} beams",
+    "greedy": "word by word",
+}
+
+
+def competition_rules(competition: Competition) -> list[str]:
+    """How captions were written, judged and chosen, in a sentence each."""
+    return [*_writing(competition), *_judging(competition), *_choosing(competition)]
+
+
+def _writing(competition: Competition) -> Iterator[str]:
+    generation = competition.writing.get("generation")
+    if generation:
+        num, method = generation["num_captions"], _METHODS[generation["method"]]
+        told = f"{num:,} caption{'s' if num > 1 else ''} a picture were written"
+        yield f"{told} {method.format(**generation)}."
+    if limit := competition.writing.get("limit"):
+        yield f"No more than {limit:,} pictures were captioned."
+
+
+def _judging(competition: Competition) -> Iterator[str]:
+    yield f"{competition.judge} judged {competition.num_judged:,} pictures."
+    if competition.judges_itself:
+        yield "It wrote the captions too, and such a judge forgives what it wrote itself."
+
+
+def _choosing(competition: Competition) -> Iterator[str]:
+    rule = competition.selection
+    if not rule:
+        yield "None is chosen yet."
+        return
+    quantity = QUANTITIES[competition.by]
+    if (num := rule["top_k"]) is not None:
+        yield f"Kept of each picture: the best {num:,} by {quantity}."
+    for option, of in (("web_threshold", "the web's"), ("synthetic_threshold", "those written")):
+        if (least := rule[option]) is not None:
+            yield f"Of {of} only what scores {least:g} or more."
+    if (share := rule["synthetic_share"]) is not None:
+        yield f"At most {percent(share)} of all are written ones."
+    if competition.trained:
+        yield f"Trained on what was kept: {', '.join(competition.trained)}."
+    else:
+        yield "Nothing in this run was trained on it."
+
+
 # Lineage
 
 
@@ -161,7 +233,11 @@ def lineage_rows(made: Sequence[Made]) -> list[dict[str, Any]]:
             (names.get(p.digest) or _elsewhere(p.kind), p.digest[:_DIGITS])
             for p in one.lineage.parents
         ]
-        frozen = [_frozen(role, value, names) for role, value in one.lineage.frozen.items()]
+        frozen = [
+            _frozen(role, value, names)
+            for role, values in one.lineage.frozen.items()
+            for value in (values if isinstance(values, list) else [values])
+        ]
         rows.append(
             {
                 "name": one.name,
@@ -185,4 +261,4 @@ def _frozen(role: str, value: Any, names: Mapping[str, str]) -> tuple[str, str]:
     """A frozen model or a checkpoint: its name, and the digest of its weights."""
     value = value if isinstance(value, Mapping) else {"name": value}
     digest = str(value.get("digest") or value.get("weights_digest") or "")
-    return str(value.get("name") or names.get(digest) or role), digest[:_DIGITS]
+    return str(names.get(digest) or value.get("name") or role), digest[:_DIGITS]

@@ -4,15 +4,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
+from jobs.report.competition import MEASURES, Competition
 from jobs.report.contents import Training
-from jobs.report.figures import Bars, Curve, bars_figure, curves_figure
+from jobs.report.figures import (
+    Bars,
+    Curve,
+    Histogram,
+    bars_figure,
+    curves_figure,
+    shares_figure,
+)
 from jobs.report.wording import percent
+from pipeline.candidates import SYNTHETIC, WEB
 
 DIRECTIONS = {"picture_to_text": "Picture to text", "text_to_picture": "Text to picture"}
 MODELS = {"q_former": "Q-Former", "ridge": "Ridge control", "chance": "Chance"}
 RANKS = ("1", "5", "10")
+SOURCES = {WEB: "from the web", SYNTHETIC: "written by a model"}
+QUANTITIES = {"itm": "match probability", "itc": "similarity"}
 PRIOR = 2 / 3
 """Share of non-pairs that ITM is asked about: what always saying no is right in."""
 
@@ -139,3 +151,50 @@ def retrieval_plots(evaluation: Mapping[str, Any], name: str) -> list[Plot]:
             says = f"Recall at 1, 5 and 10: {'; '.join(told)}."
             plots.append(Plot(title, Markup(svg), says))
     return plots
+
+
+def score_plots(competition: Competition, name: str) -> Iterator[Plot]:
+    """A figure for each measure that the judge told."""
+    for measure, by_source in competition.counts.items():
+        total = np.sum(list(by_source.values()), axis=0)
+        if not total.any():
+            continue
+        first, last = (0, len(total) - 1) if measure == "itm" else np.flatnonzero(total)[[0, -1]]
+        edges = MEASURES[measure][first : last + 2]
+        histograms, told = [], []
+        for source, counts in by_source.items():
+            if num := int(counts.sum()):
+                label = f"{SOURCES[source]} ({num:,})"
+                histograms.append(Histogram(label, (counts[first : last + 1] / num).tolist()))
+                middle = MEASURES[measure][np.searchsorted(np.cumsum(counts), num / 2)]
+                told.append(
+                    f"{num:,} captions {SOURCES[source]}, half of them from about {middle:.2f} on"
+                )
+        bounds = _thresholds(competition) if measure == _bounded(competition) else []
+        yield Plot(
+            f"Scores by {QUANTITIES[measure]}",
+            Markup(
+                shares_figure(
+                    f"{name}-{measure}",
+                    edges.tolist(),
+                    histograms,
+                    quantity=QUANTITIES[measure],
+                    bounds=bounds,
+                )
+            ),
+            f"Shares of captions by {QUANTITIES[measure]}: {'; '.join(told)}.",
+        )
+
+
+def _bounded(competition: Competition) -> str:
+    """The measure that thresholds are of: match probability, where there is one."""
+    return "itm" if any(counts.any() for counts in competition.counts["itm"].values()) else "itc"
+
+
+def _thresholds(competition: Competition) -> list[tuple[float, str]]:
+    """Those of web and written captions, the lower one first; equal ones are one."""
+    web, written = (competition.selection.get(f"{of}_threshold") for of in ("web", "synthetic"))
+    if web == written:
+        return [] if web is None else [(web, "threshold")]
+    told = [(web, "threshold, web"), (written, "threshold, written")]
+    return sorted((value, said) for value, said in told if value is not None)
