@@ -89,6 +89,9 @@ _DEMO: dict[str, Options] = {
         "validate_every": 50,
         "checkpoint_every": 50,
     },
+    "capfilt": {"method": "nucleus", "num_captions": 5, "top_p": 0.9, "min_tokens": 2},
+    # A judge that sees nothing says 1/3, for so many of the pairs that it learned from match.
+    "select-captions": {"top_k": 2, "web_threshold": 0.25, "synthetic_threshold": 0.25},
     "train-stage2": {
         "language_model": "offline:smollm2",
         "prompt": "a picture of",
@@ -103,6 +106,18 @@ _DEMO: dict[str, Options] = {
         "validation_pictures": 16,
     },
 }
+
+_DEMO_TUNED: Options = {
+    "steps": 150,
+    "batch_size": 96,
+    "learning_rate": 3e-4,
+    "final_learning_rate": 0,
+    "warmup_steps": 15,
+    "log_every": 10,
+    "validate_every": 50,
+    "checkpoint_every": 50,
+}
+"""Of a stage 1 that goes on from the demo's on clean pairs."""
 
 
 def _paper(vision: str, language: str) -> dict[str, Options]:
@@ -142,12 +157,15 @@ RECIPES: dict[str, dict[str, Options]] = {
     for vision in _VISION
     for language in _LANGUAGE
 } | {
-    "demo": _planned(_DEMO),
+    # Few, and the likely ones: its caption head has hardly begun.
+    "demo": _planned(_changed(_DEMO, capfilt={"limit": 300, "num_captions": 2, "top_p": 0.5})),
     "demo-full": _planned(
         _changed(
             _DEMO, train_stage1={"steps": 1500, "itm_hardens_until": 1}, train_stage2={"steps": 300}
         )
     ),
+    "demo-captioner": {"train-stage1": _DEMO_TUNED | {"losses": "itg"}},
+    "demo-judge": {"train-stage1": _DEMO_TUNED | {"losses": "itc,itm"}},
 }
 """Name to command to options."""
 

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,21 @@ def make_pages(count: int, seed: int, worlds: tuple[World, ...] = WORLDS) -> lis
     return pages
 
 
+def make_clean_pages(
+    count: int, first: int, seed: int, worlds: tuple[World, ...] = WORLDS
+) -> list[Page]:
+    """`count` pages without a fault, of the scenes from that number on, which no other page shows.
+
+    They stand for pairs that people wrote or checked.
+    """
+    rng = np.random.default_rng((seed, 1 << 21))
+    scenes = {number: draw_scene(number, seed, worlds) for number in range(first, first + count)}
+    return [
+        Page(f"/clean/{number:06d}.png", tuple(describe(scene, rng)), None, scene)
+        for number, scene in scenes.items()
+    ]
+
+
 def _captions(
     fault: str | None, shown: int, scenes: list[Scene], rng: np.random.Generator
 ) -> tuple[str, ...]:
@@ -71,7 +86,7 @@ def _captions(
     return tuple(describe(scenes[(shown + off) % len(scenes)], rng))
 
 
-def num_planted(pages: list[Page]) -> Counter[str]:
+def num_planted(pages: Sequence[Page]) -> Counter[str]:
     """How many pages have each kind of fault."""
     return Counter(page.fault for page in pages if page.fault)
 

@@ -91,6 +91,12 @@ class Fault:
     """None where nothing looks for it."""
     reason: str | None
     """What it was found as."""
+    judged: int | None = None
+    """Of a fault that only a judge of captions can see: pictures with it that were judged."""
+    true: int = 0
+    """Judged pictures without it."""
+    true_left_out: int = 0
+    """Of these, those of which the judge kept nothing that the web gave."""
 
 
 @dataclass
@@ -231,8 +237,7 @@ def _read_results(contents: Contents, name: str, folder: Folder) -> None:
         elif file == "planted.json":
             with reading(where):
                 contents.faults += [
-                    Fault(kind, int(f["planted"]), f["found"], f["as"])
-                    for kind, f in folder.read_json(file).items()
+                    _fault(kind, counts) for kind, counts in folder.read_json(file).items()
                 ]
         elif file == "timings.json":
             with reading(where):
@@ -240,6 +245,13 @@ def _read_results(contents: Contents, name: str, folder: Folder) -> None:
                     Step(str(s["step"]), str(s["command"]), float(s["seconds"]))
                     for s in folder.read_json(file)
                 ]
+
+
+def _fault(kind: str, counts: Mapping[str, Any]) -> Fault:
+    told = {
+        name: int(counts[name]) for name in ("judged", "true", "true_left_out") if name in counts
+    }
+    return Fault(kind, int(counts["planted"]), counts["found"], counts["as"], **told)
 
 
 def _evaluation(value: Any, where: str) -> Mapping[str, Any]:

@@ -15,6 +15,11 @@ from model.start import planned_size
 WHERE = {
     "features": ["pairs", "--out", "features"],
     "train-stage1": ["--features", "features", "--captions", "pairs", "--out", "stage1"],
+    "capfilt": [
+        *("--features", "features", "--pairs", "pairs"),
+        *("--captioner", "stage1", "--out", "candidates"),
+    ],
+    "select-captions": ["candidates", "--out", "captions"],
     "train-stage2": [
         *("--checkpoint", "stage1", "--features", "features"),
         *("--captions", "pairs", "--out", "stage2"),
@@ -100,6 +105,25 @@ def test_sizes_of_the_demos_on_the_meta_device(name):
         assert parameters_of(Stage1(size, tokenizer=None)) == 3_932_179
     stage2 = job("train-stage2", "--recipe", name)
     assert stage2.language.language_model == "offline:smollm2"
+
+
+@pytest.mark.parametrize(("role", "losses"), [("captioner", {"itg"}), ("judge", {"itc", "itm"})])
+def test_the_demos_captioner_and_judge_go_on_from_a_checkpoint(role, losses):
+    tuned = job("train-stage1", "--recipe", f"demo-{role}", "--init", "round-1")
+    assert tuned.objectives.chosen == losses
+    assert tuned.start.init == "round-1"
+    assert tuned.loop.steps < job("train-stage1", "--recipe", "demo").loop.steps
+
+
+def test_the_demo_writes_few_captions_and_the_full_one_of_all_pictures():
+    few, all_of_them = (job("capfilt", "--recipe", name) for name in ("demo", "demo-full"))
+    assert (few.limit, all_of_them.limit) == (300, None)
+    assert (few.generation.method, few.generation.num_captions) == ("nucleus", 2)
+    assert (all_of_them.generation.top_p, all_of_them.generation.num_captions) == (0.9, 5)
+    selection = job("select-captions", "--recipe", "demo").selection
+    assert (selection.top_k, selection.web_threshold, selection.synthetic_threshold) == (
+        *(2, 0.25, 0.25),
+    )
 
 
 def test_a_file_overrides_a_recipe_and_options_override_both(tmp_path):

@@ -74,6 +74,10 @@ def run_folder(tmp_path, datasets) -> Path:
         "html": {"planted": 1, "found": 1, "as": "failed:not_a_picture"},
         "truncated": {"planted": 2, "found": 1, "as": "failed:truncated"},
         "says_nothing": {"planted": 5, "found": None, "as": None},
+        "wrong_caption": {
+            **{"planted": 9, "found": 2, "as": None},
+            **{"judged": 3, "true": 40, "true_left_out": 1},
+        },
     }
     write(home / "planted.json", planted)
     times = [{"step": "ingest", "command": "viaduct ingest 'a b'", "seconds": 75.0}]
@@ -279,6 +283,9 @@ def test_planted_faults_that_were_missed_are_marked(page):
     assert table["html"] == ["1", "1", "failed:not_a_picture"]
     assert table["truncated"] == ["2", "1", "failed:truncated not as many as were planted"]
     assert table["says nothing"][:2] == ["5", "-"]
+    *counts, told = table["wrong caption"]
+    assert counts == ["9", "2"]
+    assert told.startswith("not kept, of 3 that were judged; of 40 true ones 1 ")
 
 
 def test_recall_stands_beside_its_controls_with_intervals(page):

@@ -7,7 +7,14 @@ import urllib.request
 import pytest
 
 from jobs.cli import main
-from jobs.demo.web import FAULTS, make_pages, num_planted, served, write_urls
+from jobs.demo.web import (
+    FAULTS,
+    make_clean_pages,
+    make_pages,
+    num_planted,
+    served,
+    write_urls,
+)
 from pipeline.dataset import Dataset
 
 
@@ -26,6 +33,17 @@ def test_duplicates_show_a_page_that_arrives():
     for page in pages:
         if page.fault == "duplicate":
             assert by_scene[page.scene].fault in (None, "wrong_caption", "says_nothing")
+
+
+def test_clean_pages_have_no_fault_and_show_what_no_other_page_does():
+    pages, clean = make_pages(200, 0), make_clean_pages(50, 200, 0)
+    assert clean == make_clean_pages(50, 200, 0)
+    assert not num_planted(clean)
+    assert len({page.path for page in pages + clean}) == 250
+    assert not {page.scene for page in pages} & {page.scene for page in clean}
+    for page in clean:
+        told = page.captions[0]
+        assert any(f"{thing.colour} {thing.kind}" in told for thing in page.scene.things)
 
 
 def test_pages_are_served_with_their_faults():
