@@ -53,7 +53,7 @@ def test_a_small_demo_runs_every_command_and_finds_every_planted_fault(tmp_path,
     assert evaluation["recall"].keys() == {"q_former", "ridge", "chance"}
     for stage in (1, 2):
         captions = json.loads((home / f"captions-stage{stage}.json").read_text())
-        assert len(captions["captions"]) == (24 if full else 12)
+        assert len(captions["captions"]) == len(list((home / "look").glob("*.jpg"))) >= 12
     searches = json.loads((home / "searches" / "results.json").read_text())["searches"]
     assert all(len(search["results"]) == 5 for search in searches)
     assert "data:image" in (home / "report.html").read_text()
