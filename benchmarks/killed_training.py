@@ -1,12 +1,12 @@
 """A training that is killed at random moments beside one that is not: do they end alike?
 
-    python benchmarks/killed_training.py --features F --captions PAIRS [--kills 3] [--ranks 1]
+    python benchmarks/killed_training.py [--features F --captions PAIRS] [--kills 3] [--ranks 1]
 
-Trains stage 1 on real features (benchmarks/real_data.py makes them of stamps and clipart) once
-without a disturbance, and once with SIGKILLs of the command and all its processes, as at a power
-cut, at moments drawn over the time that the first one took; after each the same command goes on.
-Both must have the same checkpoint, bit for bit, and the same lines of metrics but for times. The
-last line is one JSON object.
+Trains stage 1 on real features (by default what benchmarks/real_data.py makes of stamps and
+clipart) once without a disturbance, and once with SIGKILLs of the command and all its processes, as
+at a power cut, at moments drawn over the time that the first one took; after each the same command
+goes on. Both must have the same checkpoint, bit for bit, and the same lines of metrics but for
+times. The last line is one JSON object.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def last_step(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", required=True)
-    parser.add_argument("--captions", required=True)
+    parser.add_argument("--features", default="runs/real-data/web/features-cnn")
+    parser.add_argument("--captions", default="runs/real-data/web/pairs")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,13 +1,13 @@
 """What fp16, bf16 and int8 tokens do to loss and recall of a short training of stage 1.
 
-    python benchmarks/token_dtypes.py --features F --captions PAIRS [--steps N] [--seeds N]
+    python benchmarks/token_dtypes.py [--features F --captions PAIRS] [--steps N] [--seeds N]
 
-F are features as fp16; they are coded anew in each type, as `viaduct features` codes them, with
-int8's channels from the tokens of 256 pictures. For each type and seed `viaduct train-stage1`
-trains the same small model on the same pictures in the same order. Printed are the greatest error
-of any channel in units of its standard deviation, and the last validation: the summed losses and
-recall at 1. Runs of one type that differ in their seed alone say what a difference between types is
-worth. The last line is one JSON object with all figures.
+F are features as fp16, by default those that `make demo` leaves; they are coded anew in each type,
+as `viaduct features` codes them, with int8's channels from the tokens of 256 pictures. For each
+type and seed `viaduct train-stage1` trains the demo's small model on the same pictures in the same
+order. Printed are the greatest error of any channel in units of its standard deviation, and the
+last validation: losses and recall at 1. Runs of one type that differ in their seed alone say what a
+difference between types is worth. The last line is one JSON object with all figures.
 """
 
 import argparse
@@ -33,14 +33,7 @@ from pipeline.token_codes import Channels
 from pipeline.token_reader import TokenReader, has_tokens
 
 SAMPLE = 256
-TRAINING = {
-    "start": "offline:minilm",
-    "num-queries": 8,
-    "batch-size": 32,
-    "learning-rate": 3e-4,
-    "warmup-steps": 10,
-    "device": "cpu",
-}
+TRAINING = {"recipe": "demo", "log-every": 10, "device": "cpu"}
 
 
 def present_places(features: Dataset, number: int) -> list[tuple[int, int]]:
@@ -103,8 +96,8 @@ def trained(features: Dataset, captions: str, out: Path, steps: int, seed: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", required=True, help="features as fp16")
-    parser.add_argument("--captions", required=True, help="the pairs beside them")
+    parser.add_argument("--features", default="runs/demo/features", help="features as fp16")
+    parser.add_argument("--captions", default="runs/demo/pairs", help="the pairs beside them")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
