@@ -38,8 +38,9 @@ import pyarrow as pa
 import torch
 from tokenizers import BertWordPieceTokenizer
 
-from jobs.caption_worker import CaptionWork, CaptionWorker, ComputeConfig
+from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cluster import ClusterConfig, session
+from jobs.compute import ComputeConfig
 from jobs.shards import Made, PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.checkpoint_models import load_stage1
@@ -60,7 +61,7 @@ from pipeline.shard import commit_table
 from pipeline.storage import Folder
 
 WORKERS = 2
-COMPUTE = ComputeConfig()
+COMPUTE = ComputeConfig(batch_size=16)
 GENERATION = GenerationConfig(method="nucleus", num_captions=10, min_tokens=2)
 MEAN_TOKENS = 11
 """Of a caption; its end comes with this probability at each place."""

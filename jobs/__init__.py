@@ -9,6 +9,7 @@ progress    done, total, rate, time left
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
 training    the loop of both stages, on Ray Train: ranks, updates, checkpoints, metrics
 malloc      how a CPU's memory is kept between steps
+compute     how workers put a trained model to work
 device      where a command computes that needs no cluster
 results     what it found, as one JSON file
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows

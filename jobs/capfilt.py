@@ -10,11 +10,11 @@ from jobs.build import build, running
 from jobs.caption_worker import (
     CaptionWork,
     CaptionWorker,
-    ComputeConfig,
     Judge,
     judge_name,
 )
 from jobs.cluster import ClusterConfig, cluster_device, session
+from jobs.compute import ComputeConfig
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features
@@ -82,7 +82,7 @@ class Capfilt:
     """How captions are written: by default ten draws, as many as BLIP-2 ranks, of the lengths that
     the captioner has learned."""
 
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(batch_size=16))
     cache: CacheConfig = field(default_factory=CacheConfig)
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(deadline_s=4 * 3600.0))
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -177,9 +177,7 @@ class Capfilt:
             "filters": described(work.filters),
             "split": self.split,
             "limit": self.limit,
-            "batch_size": self.compute.batch_size,
-            "threads": self.compute.threads if work.device == "cpu" else None,
-            "device": work.device,
+            **self.compute.lasting(work.device),
         }
         parents: Sequence[Dataset] = (work.features, work.pairs)
         if self.captions is not None:

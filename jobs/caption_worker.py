@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jobs.compute import ComputeConfig
 from jobs.shards import Made, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
@@ -44,25 +44,6 @@ from pipeline.storage import Folder
 from pipeline.token_reader import ShardTokens, has_tokens
 
 _DECODE_THREADS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How captions are computed."""
-
-    batch_size: int = 16
-    """Pictures at once, each with all its captions; belongs to the lineage, for the last bits."""
-
-    threads: int = 1
-    """Threads in each worker on a CPU; belongs to the lineage like batch_size."""
-
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to compute; `auto` takes GPUs where Ray has any. Belongs to the lineage."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
 
 
 Judge = Checkpoint | Clip

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import torch
 
 from jobs.build import build, running
 from jobs.cluster import ClusterConfig, cluster_device, session
+from jobs.compute import ComputeConfig
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
@@ -35,25 +35,6 @@ Embedder = Callable[[Stage1, Dataset, int, int], pa.Table]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """How embeddings are computed."""
-
-    batch_size: int = 64
-    """Pictures or captions at once; belongs to the lineage, for the last bits."""
-
-    threads: int = 1
-    """Threads in each worker on a CPU; belongs to the lineage like batch_size."""
-
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to compute; `auto` takes GPUs where Ray has any. Belongs to the lineage."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not positive")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Embed:
     """Embed pictures (all query outputs) and captions, row for row beside `pairs`.
 
@@ -72,7 +53,7 @@ class Embed:
     captions: str | None = None
     """Dataset with captions (`pairs` or `captions`), for `text_embeddings`."""
 
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -106,22 +87,17 @@ class Embed:
         schema: pa.Schema,
         embedder: Embedder,
     ) -> Dataset:
-        device = cluster_device(self.embed.device)
-        config: dict[str, Any] = {
-            "batch_size": self.embed.batch_size,
-            "threads": self.embed.threads if device == "cpu" else None,
-            "device": device,
-        }
+        device = cluster_device(self.compute.device)
         frozen = {"checkpoint": {"digest": checkpoint.digest, "stage": checkpoint.stage}}
-        lineage = Lineage("embed", config, (source.as_parent,), frozen)
+        lineage = Lineage("embed", self.compute.lasting(device), (source.as_parent,), frozen)
         kind = f"{of}_embeddings"
         draft = Draft.begin(Folder.at(self.out) / kind, kind, schema, lineage)
         if published := draft.whole():
             return published
         tasks = [Task(r.number, r.entry.rows) for r in source.manifest.records]
-        make = partial(_worker, checkpoint, source, draft.folder, self.embed, device, embedder)
+        make = partial(_worker, checkpoint, source, draft.folder, self.compute, device, embedder)
         with running(self, draft) as log:
-            pool = self.pool.on(device, self.embed.threads)
+            pool = self.pool.on(device, self.compute.threads)
             return build(draft, tasks, make, pool, log, phase=f"embed {of}s")
 
 
@@ -129,7 +105,7 @@ def _worker(
     checkpoint: Checkpoint,
     source: Dataset,
     out: Folder,
-    config: EmbedConfig,
+    config: ComputeConfig,
     device: str,
     embedder: Embedder,
 ) -> Callable[[Task], ShardRecord]:

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from jobs.capfilt import Capfilt
-from jobs.caption_worker import CaptionWork, CaptionWorker, ComputeConfig
+from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cli import main
+from jobs.compute import ComputeConfig
 from jobs.shards import Task
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.checkpoint_models import load_stage1
@@ -99,7 +100,7 @@ def work(tmp_path, data, unbroken) -> CaptionWork:
         filters=filters_of_written("default"),
         split="train",
         quota=None,
-        compute=ComputeConfig(),
+        compute=ComputeConfig(batch_size=16),
         device="cpu",
     )
 
