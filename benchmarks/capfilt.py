@@ -114,14 +114,9 @@ class Web:
         self.steps, self.tune_steps = steps, tune_steps
         self.pages = make_web(home, config)
         for family in ("web", "clean"):
-            if not (home / family / "features/dataset.json").exists():
-                self.pairs(family)
-                viaduct(
-                    "features",
-                    home / family / "pairs",
-                    out=home / family / "features",
-                    encoder="offline:efficientnet_lite0",
-                )
+            pairs, out = self.pairs(family), self.features(family)
+            if not (out / "dataset.json").exists():
+                viaduct("features", pairs, out=out, encoder="offline:efficientnet_lite0")
 
     def pairs(self, family: str) -> Path:
         return self.home / family / "pairs"

@@ -18,7 +18,13 @@ from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
 from pipeline.schemas import CANDIDATES
 from pipeline.selected import SUMMARY, Selected, told
-from pipeline.selection import SelectionConfig, choose, judges_of, over_budget, with_statuses
+from pipeline.selection import (
+    SelectionConfig,
+    choose,
+    judges_of_dataset,
+    over_budget,
+    with_statuses,
+)
 from pipeline.shard import ShardRecord, commit_table
 from pipeline.storage import Folder
 
@@ -59,10 +65,9 @@ class SelectCaptions:
 
 
 def _judges(candidates: Dataset) -> dict[str, bool]:
-    """Those of the first shard that was judged: one run judged them all."""
-    for shard in candidates.shards():
-        if judges := judges_of(shard.table):
-            return judges
+    """Raises ConfigError where nobody judged."""
+    if judges := judges_of_dataset(candidates):
+        return judges
     raise ConfigError(f"{candidates.folder}: no caption has a score")
 
 

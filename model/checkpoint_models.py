@@ -9,6 +9,7 @@ from model.pretrained.digests import weights_digest
 from model.pretrained.encoders import EncoderConfig, VisionEncoder, load_encoder
 from model.pretrained.language import LanguageModel
 from model.pretrained.language_loading import load_language_model
+from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.stage2 import Stage2
 from model.tokenizer import CaptionTokenizer
@@ -25,10 +26,19 @@ def load_stage1(checkpoint: Checkpoint, device: str = "cpu") -> Stage1:
     """
     if checkpoint.stage != 1:
         raise ConfigError(f"{checkpoint.folder}: is of stage {checkpoint.stage}, not 1")
+    return sized_stage1(checkpoint, checkpoint.qformer).eval().to(device)
+
+
+def sized_stage1(checkpoint: Checkpoint, size: QFormerConfig) -> Stage1:
+    """The weights of a stage-1 checkpoint in a module of this size, which fits them.
+
+    Raises:
+        DatasetError: the checkpoint's files are damaged.
+    """
     tokenizer = CaptionTokenizer.from_json(checkpoint.read("tokenizer").decode())
-    stage1 = Stage1(checkpoint.qformer, tokenizer)
+    stage1 = Stage1(size, tokenizer)
     load_weights(stage1, checkpoint)
-    return stage1.eval().to(device)
+    return stage1
 
 
 def load_stage2(checkpoint: Checkpoint, device: str = "cpu") -> tuple[Stage2, LanguageModel]:

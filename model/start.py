@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 from model.bert import Bert, copy_bert, load_bert
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_weights
+from model.checkpoint_models import sized_stage1
 from model.pretrained.architectures import bert_shape
 from model.pretrained.digests import weights_digest
 from model.qformer import QFormerConfig, check_text_length
@@ -150,11 +150,8 @@ def start_from_checkpoint(config: StartConfig, checkpoint: Checkpoint) -> Stage1
         ConfigError: as `size_from_checkpoint`.
         DatasetError: the checkpoint's files are damaged.
     """
-    tokenizer = CaptionTokenizer.from_json(checkpoint.read("tokenizer").decode())
     with torch.random.fork_rng(devices=[]):
-        stage1 = Stage1(size_from_checkpoint(config, checkpoint), tokenizer)
-    load_weights(stage1, checkpoint)
-    return stage1
+        return sized_stage1(checkpoint, size_from_checkpoint(config, checkpoint))
 
 
 def size_from_checkpoint(config: StartConfig, checkpoint: Checkpoint) -> QFormerConfig:

@@ -11,7 +11,7 @@ from pipeline.captions import in_a_line
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.schemas import CAPTION, SCORED_CAPTION, describe
-from pipeline.selection import judges_of, scores_by
+from pipeline.selection import judges_of_dataset, scores_by
 from pipeline.storage import Folder
 
 _TEXTS = ("url", "split", "text", "source", "status")
@@ -79,7 +79,7 @@ def write_caption_table(
     if split != "all" and "split" not in schema:
         raise ConfigError(f"split: {dataset.folder} holds {dataset.kind!r}, which has no splits")
     told = [one for one in (dataset, beside) if one and "url" in one.manifest.schema]
-    judges = sorted({judge for shard in dataset.shards() for judge in judges_of(shard.table)})
+    judges = list(judges_of_dataset(dataset))
     count = 0
     with folder.temporary() as file:
         with pq.ParquetWriter(file.stream, caption_table_schema(judges)) as writer:

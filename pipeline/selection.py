@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.candidates import BELOW_THRESHOLD, NOT_BEST, OVER_BUDGET, SYNTHETIC
 from pipeline.captions import in_a_line, strings
+from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import CANDIDATES, KEPT
 
@@ -98,6 +99,12 @@ class Written:
     instead: np.ndarray
     """int64[M]: where the best web caption of that row stands which was not kept, though it reaches
     its threshold; -1 where there is none, or the row keeps one of the web anyway."""
+
+
+def judges_of_dataset(dataset: Dataset) -> dict[str, bool]:
+    """As `judges_of`, of the first shard that was judged: one run judges them all."""
+    tables = (shard.table for shard in dataset.shards())
+    return next(filter(None, map(judges_of, tables)), {})
 
 
 @dataclass(frozen=True)

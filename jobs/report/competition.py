@@ -17,7 +17,7 @@ from pipeline.captions import in_a_line, strings
 from pipeline.dataset import Dataset
 from pipeline.schemas import KEPT
 from pipeline.selected import SUMMARY
-from pipeline.selection import judges_of, scores_by
+from pipeline.selection import judges_of_dataset, scores_by
 
 MEASURES = {"itm": np.linspace(0, 1, 26), "itc": np.linspace(-1, 1, 101)}
 """What a judge may tell, match probability and similarity, and the edges that they are counted
@@ -132,9 +132,8 @@ def _competition(dataset: Dataset, contents: Contents, limit: int) -> Competitio
     """None where nobody judged."""
     datasets, made = contents.datasets, contents.made
     config = dataset.manifest.lineage.config
-    tables = (shard.table for shard in dataset.shards())
-    judges = next(filter(None, map(judges_of, tables)), None)  # one run judged them all
-    if judges is None:
+    judges = judges_of_dataset(dataset)
+    if not judges:
         return None
     selection = config if dataset.kind == "captions" else {}
     judge = str(selection.get("judge") or next(iter(judges)))

@@ -247,6 +247,15 @@ def unbroken(tmp_path_factory, stage1_command, rank_here) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def other(tmp_path_factory, stage1_command, rank_here) -> Path:
+    """A stage 1 that was trained from another seed than `unbroken`, as a judge should be."""
+    out = tmp_path_factory.mktemp("other") / "stage1"
+    with rank_here():
+        run(*stage1_command(out, "--seed", 1, "--steps", 2))
+    return out
+
+
 @pytest.fixture
 def disturb(monkeypatch) -> Callable:
     """Has something done in a rank before the losses of a step: `disturb(step, what)`.

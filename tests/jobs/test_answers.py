@@ -52,15 +52,6 @@ def stage1(unbroken):
     return load_stage1(Checkpoint.open(str(unbroken)))
 
 
-@pytest.fixture(scope="module")
-def other(tmp_path_factory, stage1_command, rank_here) -> Path:
-    """A stage 1 that was trained from another seed."""
-    out = tmp_path_factory.mktemp("other") / "stage1"
-    with rank_here():
-        run(*stage1_command(out, "--seed", 1, "--steps", 2))
-    return out
-
-
 # Embed
 
 

@@ -53,15 +53,6 @@ def run(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory, stage1_command, rank_here) -> Path:
-    """A stage 1 that was trained from another seed, as a judge should be."""
-    out = tmp_path_factory.mktemp("other") / "stage1"
-    with rank_here():
-        run(*stage1_command(out, "--seed", 1, "--steps", 2))
-    return out
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory, save_clip) -> Path:
     return save_clip(tmp_path_factory.mktemp("clip") / "small-clip")
 
