@@ -83,7 +83,10 @@ def test_the_demos_run_from_a_file_of_rates(planned, refused, capsys, caplog):
 
 
 def test_recipes_plan_the_run_that_they_train():
-    for name, recipe in RECIPES.items():
+    planned = {name: recipe for name, recipe in RECIPES.items() if "plan" in recipe}
+    # The parts of a demo that go on from its stage 1 are trainings, no whole runs.
+    assert RECIPES.keys() - planned.keys() == {"demo-captioner", "demo-judge"}
+    for name, recipe in planned.items():
         stage1, stage2, plan = (recipe[c] for c in ("train-stage1", "train-stage2", "plan"))
         assert plan["encoder"] == recipe["features"]["encoder"], name
         assert plan.get("views") == recipe["features"].get("views")
