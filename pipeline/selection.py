@@ -15,6 +15,8 @@ from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.schemas import CANDIDATES, KEPT
 
+_THRESHOLDS = ("web_threshold", "synthetic_threshold")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
@@ -25,15 +27,15 @@ class SelectionConfig:
     there is one judge."""
 
     by: Literal["itm", "itc"] | None = None
-    """What the best have most of: match probability (itm; ties by similarity) or similarity (itc);
-    by default itm, or itc where the judge tells no match probability."""
+    """What the best have most of, and thresholds are of: match probability (itm; ties by
+    similarity) or similarity (itc); by default itm, or itc where the judge tells no match
+    probability."""
 
     top_k: int | None = 2
     """Captions of a picture that are kept at most, the web's among them; `None` keeps all."""
 
     web_threshold: float | None = None
-    """What a web caption must reach: match probability where the judge tells it, else similarity.
-    """
+    """What a web caption must reach, 0 to 1 by itm and -1 to 1 by itc."""
 
     synthetic_threshold: float | None = None
     """What a caption that a model wrote must reach, likewise."""
@@ -45,7 +47,7 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k: {self.top_k} is not positive")
-        for name in ("web_threshold", "synthetic_threshold"):
+        for name in _THRESHOLDS:
             value = getattr(self, name)
             if value is not None and not -1 <= value <= 1:
                 raise ConfigError(f"{name}: {value} is not between -1 and 1")
@@ -59,8 +61,8 @@ class SelectionConfig:
             judges: those of the candidates, as `judges_of` tells them.
 
         Raises:
-            ConfigError: there is no such judge, none is named among several, or it tells no
-                match probability.
+            ConfigError: there is no such judge, none is named among several, it tells no
+                match probability, or a threshold is none of one.
         """
         judge = self.judge
         if judge is None:
@@ -71,7 +73,12 @@ class SelectionConfig:
             raise ConfigError(f"judge: {judge!r} did not judge these; {', '.join(judges)} did")
         if self.by == "itm" and not judges[judge]:
             raise ConfigError(f"by: {judge} tells no match probability, choose by itc")
-        return replace(self, judge=judge, by=self.by or ("itm" if judges[judge] else "itc"))
+        by = self.by or ("itm" if judges[judge] else "itc")
+        for name in _THRESHOLDS:
+            value = getattr(self, name)
+            if by == "itm" and value is not None and value < 0:
+                raise ConfigError(f"{name}: {value} is below 0, but match probabilities are not")
+        return replace(self, judge=judge, by=by)
 
 
 def judges_of(table: pa.Table) -> dict[str, bool]:
@@ -84,6 +91,12 @@ def judges_of(table: pa.Table) -> dict[str, bool]:
     both = pa.table({"judge": pc.struct_field(scores, "judge"), "tells": tells})
     found = both.group_by("judge").aggregate([("tells", "any")]).to_pylist()
     return {one["judge"]: one["tells_any"] for one in sorted(found, key=lambda one: one["judge"])}
+
+
+def judges_of_dataset(dataset: Dataset) -> dict[str, bool]:
+    """As `judges_of`, of the first shard that was judged: one run judges them all."""
+    tables = (shard.table for shard in dataset.shards())
+    return next(filter(None, map(judges_of, tables)), {})
 
 
 @dataclass(frozen=True)
@@ -99,12 +112,6 @@ class Written:
     instead: np.ndarray
     """int64[M]: where the best web caption of that row stands which was not kept, though it reaches
     its threshold; -1 where there is none, or the row keeps one of the web anyway."""
-
-
-def judges_of_dataset(dataset: Dataset) -> dict[str, bool]:
-    """As `judges_of`, of the first shard that was judged: one run judges them all."""
-    tables = (shard.table for shard in dataset.shards())
-    return next(filter(None, map(judges_of, tables)), {})
 
 
 @dataclass(frozen=True)
@@ -152,13 +159,12 @@ def choose(table: pa.Table, config: SelectionConfig) -> Choice:
         uid = table.column("uid")[row[at]].as_py().hex()
         raise DatasetError(f"picture {uid}: a caption has no {config.by} of {config.judge}")
 
-    reached = np.where(np.isnan(itm), itc, itm)
     for of_source, least in (
         (~is_written, config.web_threshold),
         (is_written, config.synthetic_threshold),
     ):
         if least is not None:
-            statuses[offered & of_source & (reached < least)] = BELOW_THRESHOLD
+            statuses[offered & of_source & (first < least)] = BELOW_THRESHOLD
 
     ranks = np.stack([first, np.nan_to_num(second)], axis=1)
     left = np.flatnonzero(offered & (statuses == KEPT))

@@ -170,7 +170,7 @@ def score_plots(competition: Competition, name: str) -> Iterator[Plot]:
                 told.append(
                     f"{num:,} captions {SOURCES[source]}, half of them from about {middle:.2f} on"
                 )
-        bounds = _thresholds(competition) if measure == _bounded(competition) else []
+        bounds = _thresholds(competition) if measure == competition.by else []
         yield Plot(
             f"Scores by {QUANTITIES[measure]}",
             Markup(
@@ -184,11 +184,6 @@ def score_plots(competition: Competition, name: str) -> Iterator[Plot]:
             ),
             f"Shares of captions by {QUANTITIES[measure]}: {'; '.join(told)}.",
         )
-
-
-def _bounded(competition: Competition) -> str:
-    """The measure that thresholds are of: match probability, where there is one."""
-    return "itm" if any(counts.any() for counts in competition.counts["itm"].values()) else "itc"
 
 
 def _thresholds(competition: Competition) -> list[tuple[float, str]]:

@@ -1,5 +1,7 @@
 """Selection: thresholds, then the best of a picture, then the budget, against a slow reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -79,7 +81,8 @@ def test_web_and_written_captions_have_thresholds_of_their_own():
     thresholds = {"web_threshold": 0.51, "synthetic_threshold": 0.9}
     expected = ["below_threshold", "file_name", "kept", "kept", "below_threshold", "kept"]
     assert chosen(table_of(ROW), **thresholds) == [expected]
-    assert chosen(table_of(ROW), **thresholds, by="itc") == [expected]  # on itm all the same
+    similar = ["below_threshold", "file_name", *["below_threshold"] * 2, "kept", "below_threshold"]
+    assert chosen(table_of(ROW), **thresholds, by="itc") == [similar]
     clip = ["kept", "file_name", "kept", "below_threshold", "below_threshold", "below_threshold"]
     assert chosen(table_of(ROW), judge="clip:a", synthetic_threshold=-0.6) == [clip]
     first = ["below_threshold", "file_name", "not_best", "kept", "below_threshold", "not_best"]
@@ -249,6 +252,10 @@ def test_a_judge_is_found_by_who_judged():
         SelectionConfig(judge="clip:b").resolved(BOTH)
     with pytest.raises(ConfigError, match="by: clip:a tells no match probability"):
         SelectionConfig(judge="clip:a", by="itm").resolved(BOTH)
+    low = SelectionConfig(judge="stage1:b", web_threshold=-0.5)
+    with pytest.raises(ConfigError, match=r"web_threshold: -0.5 is below 0"):
+        low.resolved(BOTH)
+    assert replace(low, by="itc").resolved(BOTH).web_threshold == -0.5
 
 
 @pytest.mark.parametrize(
