@@ -43,7 +43,8 @@ class Capfilt:
     """Write captions of pictures, and score them and the web's: what `select-captions` reads.
 
     The captioner is a checkpoint of stage 1. A judge should be another one, fine-tuned apart on
-    clean pairs, or a CLIP: one that judges its own captions forgives them.
+    clean pairs, or a CLIP: one that judges its own captions forgives them. With a judge alone the
+    captions that are there are scored, and nothing is written.
     """
 
     features: str
@@ -56,8 +57,8 @@ class Capfilt:
     """Dataset `captions` of an earlier round, in place of those in `pairs`: the web's compete
     again, and those written ones that were chosen."""
 
-    captioner: str
-    """Training folder or checkpoint of stage 1 that writes."""
+    captioner: str | None = None
+    """Training folder or checkpoint of stage 1 that writes; without one nothing is written."""
 
     judge: tuple[str, ...] = ()
     """Who scores: checkpoints of stage 1, or `clip:NAME_OR_FOLDER` of transformers; each gives
@@ -88,6 +89,8 @@ class Capfilt:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        if self.captioner is None and not self.judge:
+            raise ConfigError("captioner, judge: name one of them at least")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit: {self.limit} is not positive")
 
@@ -97,7 +100,7 @@ class Capfilt:
         Raises:
             ConfigError: datasets, checkpoints and judges do not belong together.
         """
-        captioner = Checkpoint.open(self.captioner, 1)
+        captioner = None if self.captioner is None else Checkpoint.open(self.captioner, 1)
         judges = self._judges(captioner)
         features = open_evaluation_view(self.features, self.cache)
         for its in (captioner, *judges):
@@ -138,7 +141,7 @@ class Capfilt:
                 entry |= _diversity(made)
         return made
 
-    def _judges(self, captioner: Checkpoint) -> tuple[Judge, ...]:
+    def _judges(self, captioner: Checkpoint | None) -> tuple[Judge, ...]:
         """The judges in the order in which they are named.
 
         Raises:
@@ -151,6 +154,8 @@ class Capfilt:
             if judge_name(judge) in map(judge_name, judges):
                 raise ConfigError(f"judge: {name}: another one is {judge_name(judge)} already")
             judges.append(judge)
+        if captioner is None:
+            return tuple(judges)
         if not judges or any(_is_of(captioner, judge) for judge in judges):
             logger.warning(
                 "the captioner judges what it wrote itself, and forgives it; name a --judge that "
@@ -173,8 +178,6 @@ class Capfilt:
 
     def _lineage(self, work: CaptionWork) -> Lineage:
         config: dict[str, Any] = {
-            "generation": asdict(self.generation),
-            "filters": described(work.filters),
             "split": self.split,
             "limit": self.limit,
             **self.compute.lasting(work.device),
@@ -182,12 +185,12 @@ class Capfilt:
         parents: Sequence[Dataset] = (work.features, work.pairs)
         if self.captions is not None:
             parents = (*parents, work.captions)
-        frozen = {
-            "captioner": {"digest": work.captioner.digest, "stage": 1},
-            "judges": [
-                {"name": judge_name(judge), "digest": judge.digest} for judge in work.judges
-            ],
-        }
+        judges = [{"name": judge_name(judge), "digest": judge.digest} for judge in work.judges]
+        frozen: dict[str, Any] = {"judges": judges}
+        if work.captioner is not None:
+            config["generation"] = asdict(self.generation)
+            config["filters"] = described(work.filters)
+            frozen["captioner"] = {"digest": work.captioner.digest, "stage": 1}
         return Lineage("capfilt", config, tuple(its.as_parent for its in parents), frozen)
 
 

@@ -66,7 +66,8 @@ class CaptionWork:
     captions: Dataset
     """`pairs` once more, or `captions` of an earlier round."""
     out: Folder
-    captioner: Checkpoint
+    captioner: Checkpoint | None
+    """Without one nothing is written."""
     judges: tuple[Judge, ...]
     generation: GenerationConfig
     filters: tuple[Filter, ...]
@@ -100,7 +101,7 @@ class CaptionWorker:
         self._work = work
         self._decoding = ThreadPoolExecutor(_DECODE_THREADS)
         loaded: dict[str, Stage1] = {}
-        self._captioner = self._load(work.captioner, loaded)
+        self._captioner = None if work.captioner is None else self._load(work.captioner, loaded)
         self._scorers = [(judge_name(its), self._scorer(its, loaded)) for its in work.judges]
 
     def __call__(self, task: Task) -> Made:
@@ -146,6 +147,8 @@ class CaptionWorker:
     def _written(self, inputs: "_Inputs", rows: list[int]) -> list[list[str]]:
         """What the captioner says of some rows."""
         config = self._work.generation
+        if self._captioner is None:
+            return [[] for _ in rows]
         written: list[list[str]] = []
         for some in self._batches(rows):
             seeds = writing_seeds(config.seed, [inputs.uids[row] for row in some])

@@ -193,7 +193,7 @@ def _writing(competition: Competition) -> Iterator[str]:
         told = f"{num:,} caption{'s' if num > 1 else ''} a picture were written"
         yield f"{told} {method.format(**generation)}."
     if limit := competition.writing.get("limit"):
-        yield f"No more than {limit:,} pictures were captioned."
+        yield f"No more than {limit:,} pictures were captioned and judged."
 
 
 def _judging(competition: Competition) -> Iterator[str]:
