@@ -1,25 +1,30 @@
 """What CapFilt does for a training on a web of which two captions in five are wrong or say nothing.
 
     python benchmarks/capfilt.py [--full] [--work DIR] [--seeds N] [--arms a d e]
-                                 [--pages N] [--clean N] [--test N] [--steps N] [--tune-steps N]
+                                 [--pages N] [--clean N] [--test N] [--steps N]
 
 Scenes are painted whose truth is known (benchmarks/capfilt_web.py), and the same small stage 1 is
 trained from scratch with equal steps on the same pictures, each arm with other captions:
 
 a    the web's
-b    the web's, without those that the judge of d calls unmatched
-c    CapFilt with one model, fine-tuned on clean pairs, as captioner and judge
-d    CapFilt with two models, fine-tuned apart from the same checkpoint (a's) on the same pairs
+b    the web's, without those that d's judge says do not belong to their pictures
+c    CapFilt with one model as captioner and judge
+d    CapFilt with two models, fine-tuned apart from the same checkpoint, which is a's
 e    the true ones
 
-Every arm also trains on the clean pairs that teach captioner and judge. All are compared on clean
-held-out scenes: recall at 1 both ways and ITG loss, with differences to (a) paired by picture and
-bootstrap intervals over pictures and seeds.
+The judge is fine-tuned on clean pairs and filters the web's captions. The captioner is fine-tuned
+on the clean pairs and on what is left of the web; it writes for every picture, the judge scores
+what it wrote, and the best two of both sources are kept. In c one model, fine-tuned by all losses,
+is both.
+
+Every arm also trains on the clean pairs. All are compared on clean held-out scenes: recall at 1
+both ways and ITG loss, with differences to (a) paired by picture (ITG: by batch) and seed, and 95%
+intervals bootstrapped over pictures.
 
 Without arguments: one seed, arms a, d and e. `--full`: five arms, three seeds, each result appended
-to benchmarks/results/capfilt.jsonl; what is there already is not run again, so a run that was
-stopped goes on. The last line is one JSON object: `gap_closed`, the share of the distance from (a)
-to (e) that (d) closes in recall at 1 (mean of both directions), and each arm's figures.
+to benchmarks/results/capfilt.jsonl; what is there in --work already is not run again, so a run that
+was stopped goes on. The last line is one JSON object: `gap_closed`, the share of the distance from
+(a) to (e) that (d) closes in recall at 1 (mean of both directions), and each arm's figures.
 """
 
 import argparse
@@ -34,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from capfilt_web import WebConfig, make_web, page_uid
+from capfilt_web import WebConfig, make_web, page_uid, things_in, things_of
 from scipy import stats
 
 from indexes.recall import ranks
@@ -42,8 +47,11 @@ from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
 from model.itg import caption_loss
 from model.stage1 import Stage1
+from pipeline.candidates import SYNTHETIC, WEB
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, Pairs
+from pipeline.schemas import KEPT
+from pipeline.storage import Folder
 
 RESULTS = Path(__file__).parent / "results" / "capfilt.jsonl"
 ARMS = ("a", "b", "c", "d", "e")
@@ -74,26 +82,28 @@ TRAIN = STAGE1 | {
 }
 TUNE = {
     "batch-size": 128,
-    "learning-rate": 3e-4,
-    "final-learning-rate": 0,
+    "learning-rate": 1e-3,
+    "final-learning-rate": 1e-5,
     "warmup-steps": 10,
     "itm-joins-at": 0,
-    "itm-hardens-until": 0,
+    "itm-hardens-until": 1.5,
     "device": "cpu",
     "threads": 2,
     "log-every": 25,
     "validate-every": 50,
     "checkpoint-every": 50,
 }
-CAPFILT = {
-    "method": "nucleus",
-    "num-captions": 5,
-    "min-tokens": 4,
-    "device": "cpu",
+ROLES = {
+    "judge": {"losses": "itc,itm", "steps": 100},
+    "captioner": {"losses": "itg", "steps": 300},
+    "filter-of-one": {"losses": "itc,itm,itg", "steps": 100},
+    "one": {"losses": "itc,itm,itg", "steps": 300},
 }
-SELECT = {"top-k": 1, "web-threshold": 0.5, "synthetic-threshold": 0.5}
-TUNED = {"captioner": "itg", "judge": "itc,itm", "shared": "itc,itm,itg"}
-"""What is fine-tuned on clean pairs, and by which losses."""
+"""What is fine-tuned from (a)."""
+CAPFILT = {"method": "nucleus", "num-captions": 5, "min-tokens": 4, "device": "cpu"}
+PASSED = 0.95
+"""Share of held-out clean pairs that the threshold lets pass."""
+SETTINGS = {"train": TRAIN, "tune": TUNE, "roles": ROLES, "capfilt": CAPFILT, "passed": PASSED}
 
 
 def viaduct(command: str, *arguments: Any, **options: Any) -> None:
@@ -109,14 +119,18 @@ def viaduct(command: str, *arguments: Any, **options: Any) -> None:
 class Web:
     """The pictures with their features, and what is done with them under one seed."""
 
-    def __init__(self, home: Path, config: WebConfig, steps: int, tune_steps: int) -> None:
-        self.home = home
-        self.steps, self.tune_steps = steps, tune_steps
+    def __init__(self, home: Path, config: WebConfig, steps: int) -> None:
+        self.home, self.config, self.steps = home, config, steps
         self.pages = make_web(home, config)
         for family in ("web", "clean"):
             pairs, out = self.pairs(family), self.features(family)
             if not (out / "dataset.json").exists():
                 viaduct("features", pairs, out=out, encoder="offline:efficientnet_lite0")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, beside arm and seed."""
+        return {"web": asdict(self.config), "steps": self.steps, **SETTINGS}
 
     def pairs(self, family: str) -> Path:
         return self.home / family / "pairs"
@@ -124,49 +138,95 @@ class Web:
     def features(self, family: str) -> Path:
         return self.home / family / "features"
 
-    def trained(self, captions: Path, out: Path, seed: int) -> Path:
-        """A training from scratch on these captions and on the clean pairs."""
-        data = {
+    def data(self, captions: Path | None) -> dict[str, Any]:
+        """Options of a training on the clean pairs and, where they are given, on captions of the
+        web's pictures."""
+        if captions is None:
+            return {"features": self.features("clean"), "captions": self.pairs("clean")}
+        return {
             "features": [self.features("web"), self.features("clean")],
             "captions": [captions, self.pairs("clean")],
         }
-        viaduct("train-stage1", **data, out=out, seed=seed, steps=self.steps, **TRAIN)
-        return out
 
-    def tuned(self, start: Path, role: str, out: Path, seed: int) -> Path:
-        """A checkpoint fine-tuned on the clean pairs for its role."""
-        data = {"features": self.features("clean"), "captions": self.pairs("clean")}
+    def trained(self, captions: Path, out: Path, seed: int) -> Path:
+        """A training from scratch."""
         viaduct(
-            "train-stage1",
-            **data,
-            init=start,
-            losses=TUNED[role],
-            out=out,
-            seed=seed,
-            steps=self.tune_steps,
-            **TUNE,
+            "train-stage1", **self.data(captions), out=out, seed=seed, steps=self.steps, **TRAIN
         )
         return out
 
-    def candidates(self, captioner: Path, judge: Path, out: Path, seed: int) -> Path:
-        data = {"features": self.features("web"), "pairs": self.pairs("web")}
-        viaduct("capfilt", **data, captioner=captioner, judge=judge, out=out, seed=seed, **CAPFILT)
+    def tuned(self, start: Path, role: str, captions: Path | None, seed: int) -> Path:
+        """A checkpoint fine-tuned for its role."""
+        out = start.parent / role
+        viaduct(
+            "train-stage1",
+            **self.data(captions),
+            init=start,
+            out=out,
+            seed=seed,
+            **TUNE,
+            **ROLES[role],
+        )
         return out
 
+    def judged(self, judge: Path, family: str, out: Path, **options: Any) -> Path:
+        """Captions with their scores: the web's and, by a captioner, its own."""
+        data = {"features": self.features(family), "pairs": self.pairs(family)}
+        viaduct("capfilt", **data, judge=judge, out=out, **CAPFILT, **options)
+        return out
 
-def captions_of(arm: str, web: Web, home: Path, seed: int) -> Path:
-    """The captions that an arm trains on, made from the checkpoint of arm a."""
+    def filtered(self, judge: Path, seed: int) -> tuple[Path, float]:
+        """The web's captions that a judge lets pass, and its threshold: what all but a few of
+        held-out clean pairs reach."""
+        home = judge.parent
+        clean = self.judged(judge, "clean", home / f"{judge.name}-clean", split="validation")
+        threshold = round(float(np.quantile(web_scores(clean)["itc"], 1 - PASSED)), 3)
+        everything = self.judged(judge, "web", home / f"{judge.name}-web")
+        return select(everything, home / f"{judge.name}-filtered", threshold), threshold
+
+
+def select(candidates: Path, out: Path, threshold: float) -> Path:
+    """The best captions of each picture by the judge's similarity."""
+    both = {"web-threshold": threshold, "synthetic-threshold": threshold}
+    viaduct("select-captions", candidates, out=out, by="itc", **both)
+    return out
+
+
+def web_scores(candidates: Path, kind: str = "candidates") -> dict[str, Any]:
+    """Of the judged captions of the web, side by side: uids, and `itc` and `itm`, float[N]."""
+    uids, scores = [], []
+    for shard in Dataset.open(str(candidates), kind).shards():
+        for row in shard.table.select(["uid", "captions"]).to_pylist():
+            for caption in row["captions"]:
+                if caption["source"] == WEB and caption["scores"]:
+                    [score] = caption["scores"]
+                    uids.append(row["uid"])
+                    scores.append((score["itc"], score["itm"]))
+    itc, itm = np.array(scores).T
+    return {"uids": uids, "itc": itc, "itm": itm}
+
+
+def captions_of(arm: str, web: Web, home: Path, seed: int) -> tuple[Path, dict[str, Any]]:
+    """The captions that an arm trains on, made from the checkpoint of arm a, and how good the
+    filter was."""
     if arm == "a":
-        return web.pairs("web")
+        return web.pairs("web"), {}
     if arm == "e":
-        return web.home / "web/truth"
-    roles = ("shared", "shared") if arm == "c" else ("captioner", "judge")
-    models = [web.tuned(home / "a", role, home / role, seed) for role in dict.fromkeys(roles)]
-    candidates = home / f"candidates-{'c' if arm == 'c' else 'd'}"
-    web.candidates(models[0], models[-1], candidates, seed)
-    options = SELECT | ({"synthetic-share": 0} if arm == "b" else {})
-    viaduct("select-captions", candidates, out=home / f"captions-{arm}", **options)
-    return home / f"captions-{arm}"
+        return web.home / "web/truth", {}
+    judge_role, captioner_role = ("filter-of-one", "one") if arm == "c" else ("judge", "captioner")
+    judge = web.tuned(home / "a", judge_role, None, seed)
+    filtered, threshold = web.filtered(judge, seed)
+    if arm == "b":
+        return filtered, filter_quality(web, filtered, threshold)
+    captioner = web.tuned(home / "a", captioner_role, filtered, seed)
+    if arm == "c":
+        judge = captioner
+        _, threshold = web.filtered(judge, seed)
+    candidates = web.judged(
+        judge, "web", home / f"candidates-{arm}", captioner=captioner, seed=seed
+    )
+    captions = select(candidates, home / f"captions-{arm}", threshold)
+    return captions, filter_quality(web, captions, threshold)
 
 
 def measured(web: Web, checkpoint: Path) -> dict[str, Any]:
@@ -202,46 +262,71 @@ def nats_a_token(stage1: Stage1, batch: Batch) -> float:
     return float(plain) / len(made.targets)
 
 
-def filter_quality(web: Web, captions: Path) -> dict[str, Any]:
+def filter_quality(web: Web, captions: Path, threshold: float) -> dict[str, Any]:
     """How well the judge tells the planted faults, and what the thresholds made of it."""
-    faults = {page_uid(page): page.fault for page in web.pages if page.split == "train"}
-    scores, bad, rejected = [], [], []
-    counts = {"kept_web": 0, "kept_synthetic": 0, "without": 0}
-    for shard in Dataset.open(str(captions), "captions").shards():
-        rows = shard.table.select(["uid", "captions"]).to_pylist()
-        for row in rows:
-            if row["uid"] not in faults:
-                continue
-            kept = [it["source"] for it in row["captions"] if it["status"] == "kept"]
-            counts["kept_web"] += "web" in kept
-            counts["kept_synthetic"] += "synthetic" in kept
-            counts["without"] += not kept
-            web_caption = next(it for it in row["captions"] if it["source"] == "web")
-            scores.append(web_caption["scores"][0]["itm"])
-            bad.append(faults[row["uid"]] is not None)
-            rejected.append(scores[-1] < SELECT["web-threshold"])
-    values, is_bad, out = np.array(scores), np.array(bad), np.array(rejected)
-    test = stats.mannwhitneyu(values[~is_bad], values[is_bad])
-    return counts | {
-        "auc": float(test.statistic / ((~is_bad).sum() * is_bad.sum())),
-        "precision": float((out & is_bad).sum() / max(out.sum(), 1)),
-        "recall": float((out & is_bad).sum() / is_bad.sum()),
+    faults = {page_uid(page): page.fault for page in web.pages}
+    told = web_scores(captions, "captions")
+    bad = np.array([faults[uid] is not None for uid in told["uids"]])
+    out = told["itc"] < threshold
+    summary = json.loads((captions / "summary.json").read_text())
+    counts = ("web_kept", "synthetic_kept", "without_caption")
+    return {
+        "threshold": threshold,
+        "auc_itc": area(told["itc"][~bad], told["itc"][bad]),
+        "auc_itm": area(told["itm"][~bad], told["itm"][bad]),
+        "precision": float((out & bad).sum() / max(out.sum(), 1)),
+        "recall": float((out & bad).sum() / bad.sum()),
+        **{name: summary[name] for name in counts},
+        **written_quality(web, captions),
     }
 
 
+def area(good: np.ndarray, bad: np.ndarray) -> float:
+    """Under the ROC curve: how often a good one scores more than a bad one."""
+    return float(stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad)))
+
+
+def written_quality(web: Web, captions: Path) -> dict[str, float]:
+    """Of the captions that were written and kept: the share of things that they name which are
+    there, and of the captions that name all that is there and nothing else."""
+    pages = {page_uid(page): page for page in web.pages}
+    named = right = alike = count = 0
+    for shard in Dataset.open(str(captions), "captions").shards():
+        for row in shard.table.select(["uid", "captions"]).to_pylist():
+            for caption in row["captions"]:
+                if caption["source"] == SYNTHETIC and caption["status"] == KEPT:
+                    there = things_of(pages[row["uid"]], web.config)
+                    its = things_in(caption["text"])
+                    named, right = named + its.total(), right + (its & there).total()
+                    alike, count = alike + (its == there), count + 1
+    if not count:
+        return {}
+    return {"written_precision": right / max(named, 1), "written_exact": alike / count}
+
+
 def run_arm(arm: str, web: Web, home: Path, seed: int) -> dict[str, Any]:
-    """Train one arm and measure it; kept in its folder, and read from there the next time."""
+    """Train one arm and measure it; kept in its folder, and read from there the next time.
+
+    The program ends where the result there is one of other settings.
+    """
     file = home / f"{arm}.json"
     if file.exists():
-        return json.loads(file.read_text())
+        kept = json.loads(file.read_text())
+        if kept["settings"] != json.loads(json.dumps(web.settings)):
+            sys.exit(f"{file}: was measured with other settings; choose another --work")
+        return kept
     begun = time.monotonic()
-    captions = captions_of(arm, web, home, seed)
-    result: dict[str, Any] = {"arm": arm, "seed": seed}
-    if arm in "bcd":
-        result["filter"] = filter_quality(web, captions)
+    captions, quality = captions_of(arm, web, home, seed)
     web.trained(captions, home / arm, seed)
-    result |= measured(web, home / arm) | {"seconds": round(time.monotonic() - begun)}
-    file.write_text(json.dumps(result))
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "settings": web.settings,
+        "filter": quality,
+        **measured(web, home / arm),
+        "seconds": round(time.monotonic() - begun),
+    }
+    Folder.at(home).publish_json(file.name, result)
     return result
 
 
@@ -253,13 +338,18 @@ def figures(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def nats(results: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """float[batches]: nats a token of each held-out batch, mean of all seeds."""
+    return np.mean([r["itg"] for r in results], axis=0)
+
+
 def hits(results: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """float[pictures]: recall at 1 of each picture, mean of both directions and all seeds."""
     return np.mean([[r["picture_to_text"], r["text_to_picture"]] for r in results], axis=(0, 1))
 
 
 def interval(statistic: Any, *samples: np.ndarray) -> list[float]:
-    """95%, bootstrapped over pictures, which stay the same in all samples."""
+    """95%, bootstrapped over pictures or batches, which stay the same in all samples."""
     found = stats.bootstrap(
         samples,
         statistic,
@@ -279,24 +369,36 @@ def compared(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     for arm, its in by_arm.items():
         if arm != "a":
             mine = hits(its)
-            told["arms"][arm]["gain"] = round(100 * float((mine - base).mean()), 2)
-            told["arms"][arm]["gain_interval"] = [
-                round(100 * end, 2) for end in interval(lambda x, y: (y - x).mean(), base, mine)
-            ]
+            told["arms"][arm] |= {
+                "gain": round(100 * difference(base, mine), 2),
+                "gain_interval": [round(100 * end, 2) for end in interval(difference, base, mine)],
+                "itg_gain": round(difference(nats(by_arm["a"]), nats(its)), 4),
+                "itg_gain_interval": interval(difference, nats(by_arm["a"]), nats(its)),
+            }
         if arm in "bcd":
             told["arms"][arm]["filter"] = {
                 name: round(float(np.mean([r["filter"][name] for r in its])), 4)
                 for name in its[0]["filter"]
             }
     if {"d", "e"} <= by_arm.keys():
-        samples = [hits(by_arm[arm]) for arm in "ade"]
-
-        def closed(a: np.ndarray, d: np.ndarray, e: np.ndarray) -> float:
-            return (d - a).mean() / (e - a).mean()
-
-        told["gap_closed"] = round(float(closed(*samples)), 3)
+        ade = [by_arm[arm] for arm in "ade"]
+        samples = [hits(its) for its in ade]
+        told["gap_closed"] = round(closed(*samples), 3)
         told["gap_closed_interval"] = interval(closed, *samples)
+        told["gap_closed_by_seed"] = [
+            round(closed(*(hits([one]) for one in its)), 3) for its in zip(*ade, strict=True)
+        ]
     return told
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> float:
+    """The mean of the one less that of the other."""
+    return float((after - before).mean())
+
+
+def closed(worst: np.ndarray, found: np.ndarray, best: np.ndarray) -> float:
+    """The share of the distance from the worst to the best that was gone."""
+    return difference(worst, found) / difference(worst, best)
 
 
 def main() -> None:
@@ -309,31 +411,35 @@ def main() -> None:
         default = getattr(WebConfig(), name)
         parser.add_argument(f"--{name}", type=int, default=default, help="of the web, pictures")
     parser.add_argument("--steps", type=int, default=350, help="of each arm")
-    parser.add_argument("--tune-steps", type=int, default=100, help="of captioner and judge")
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     config = WebConfig(pages=arguments.pages, clean=arguments.clean, test=arguments.test)
     arms = arguments.arms or (ARMS if arguments.full else ("a", "d", "e"))
-    web = Web(work, config, arguments.steps, arguments.tune_steps)
+    web = Web(work, config, arguments.steps)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in sorted({"a", *arms})}
     for seed in range(arguments.seeds or (3 if arguments.full else 1)):
         for arm, its in by_arm.items():
             its.append(run_arm(arm, web, work / f"seed-{seed}", seed))
-            line = {"arm": arm, "seed": seed, **figures(its[-1:])}
-            line |= {name: its[-1][name] for name in ("filter", "seconds") if name in its[-1]}
+            one = its[-1]
+            line = {"arm": arm, "seed": seed, **figures([one])}
+            line |= {name: one[name] for name in ("filter", "seconds")}
             print(json.dumps(line), flush=True)
             if arguments.full:
-                record(line | {"web": asdict(config)})
+                record(line | {"settings": one["settings"]})
     print(json.dumps(compared(by_arm)))
 
 
 def record(line: dict[str, Any]) -> None:
-    """Append a result to the file of results, once."""
+    """Put a result into the file of results, in place of one of the same arm, seed and settings."""
+
+    def which(line: dict[str, Any]) -> dict[str, Any]:
+        return {name: line[name] for name in ("arm", "seed", "settings")}
+
+    line = json.loads(json.dumps(line))
     RESULTS.parent.mkdir(exist_ok=True)
-    told = json.dumps(line)
-    known = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    if told not in known:
-        RESULTS.write_text("\n".join([*known, told]) + "\n")
+    known = map(json.loads, RESULTS.read_text().splitlines()) if RESULTS.exists() else []
+    lines = [*(its for its in known if which(its) != which(line)), line]
+    RESULTS.write_text("".join(json.dumps(its) + "\n" for its in lines))
 
 
 if __name__ == "__main__":

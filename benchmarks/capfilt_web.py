@@ -7,9 +7,11 @@ clean/pairs     other scenes with true captions, which teach captioner and judge
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.demo.painting import SIDE_PX, paint
-from jobs.demo.scenes import WORLDS, Scene, describe, draw_scene
+from jobs.demo.scenes import COLOURS, WORLDS, Scene, describe, draw_scene
 from pipeline.accounting import Account
 from pipeline.candidates import WEB, ScoredCaption, candidate_rows
 from pipeline.draft import Draft
@@ -100,6 +102,19 @@ def pages_of(config: WebConfig) -> tuple[list[Page], list[Page]]:
 def scene_of(number: int, config: WebConfig) -> Scene:
     """What the picture of that number shows."""
     return draw_scene(number, config.seed, WORLDS[: config.worlds])
+
+
+def things_of(page: Page, config: WebConfig) -> Counter[tuple[str, str]]:
+    """Colour and kind of the things in a page's picture."""
+    return Counter((thing.colour, thing.kind) for thing in scene_of(page.number, config).things)
+
+
+def things_in(text: str) -> Counter[tuple[str, str]]:
+    """Colour and kind of the things that a caption names."""
+    words = text.split()
+    kinds = {kind for world in WORLDS for kind in (*world.flying, *world.standing)}
+    pairs = ((first.strip(","), second.strip(",")) for first, second in pairwise(words))
+    return Counter(pair for pair in pairs if pair[0] in COLOURS and pair[1] in kinds)
 
 
 def make_web(home: Path, config: WebConfig) -> list[Page]:
