@@ -9,7 +9,7 @@ Re-ranking: of the pictures found (or captions), the first are looked at again t
 text (or picture), as stage 1 does in ITM, and ordered by that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -156,18 +156,19 @@ class Searcher:
         pictures = [one for one in opened if one.query.find == "pictures"]
         by_text = [one for one in pictures if not one.query.shows]
         by_picture = [one for one in pictures if one.query.shows]
-        for some, search in (
-            (by_text, lambda vectors, k: self.index.search_texts(vectors[:, 0], k)),
-            (by_picture, self.index.search_pictures),
-            (captions, self.index.search_captions),
-        ):
-            if not some:
-                continue
-            vectors = np.stack([one.vectors for one in some])
-            width = max(one.query.width for one in some)
-            for one, found in zip(some, search(vectors, width), strict=True):
-                its = [hit for hit in found if not _is_itself(one.query, hit)]
-                one.answer = [Ranked(hit) for hit in its[: max(one.query.k, one.query.rerank)]]
+        self._fill(by_text, lambda vectors, k: self.index.search_texts(vectors[:, 0], k))
+        self._fill(by_picture, self.index.search_pictures)
+        self._fill(captions, self.index.search_captions)
+
+    def _fill(self, opened: Sequence[_Open], search: Callable[[np.ndarray, int], Any]) -> None:
+        """Search for queries of one kind at once, and note what each found."""
+        if not opened:
+            return
+        vectors = np.stack([one.vectors for one in opened])
+        width = max(one.query.width for one in opened)
+        for one, found in zip(opened, search(vectors, width), strict=True):
+            its = [hit for hit in found if not _is_itself(one.query, hit)]
+            one.answer = [Ranked(hit) for hit in its[: max(one.query.k, one.query.rerank)]]
 
     def _reranked(self, one: _Open) -> list[Ranked]:
         """The answer in the order of what is said of it when it is looked at beside the query."""
