@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from indexes.retrieval import FoundPicture
 from jobs.serve.access import COOKIE, Access
 from jobs.serve.catalogue import Catalogue
-from jobs.serve.limits import MAX_JSON_BYTES, LimitsConfig
+from jobs.serve.limits import MAX_HEAD_BYTES, MAX_JSON_BYTES, LimitsConfig
 from jobs.serve.metrics import CONTENT_TYPE, Metrics
 from jobs.serve.replicas import Asked, Refusal, Reply
 from jobs.serve.search_request import (
@@ -159,8 +159,7 @@ class Door:
                 _protect(MutableHeaders(scope=message), scope["path"])
             await send(message)
 
-        headers = Headers(scope=scope)
-        refusal = self._access.refusal(scope["path"], headers)
+        refusal = _malformed(scope) or self._access.refusal(scope["path"], Headers(scope=scope))
         app = self._app if refusal is None else _fault(*refusal)
         try:
             await app(scope, receive, told)
@@ -168,6 +167,15 @@ class Door:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+
+
+def _malformed(scope: Scope) -> tuple[int, str] | None:
+    """What a parser takes, but nobody means."""
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return 400, f"version: HTTP/{scope['http_version'][:8]} is not spoken here"
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+        return 431, f"headers: more than {MAX_HEAD_BYTES} bytes"
+    return None
 
 
 def _protect(headers: MutableHeaders, path: str) -> None:

@@ -60,6 +60,9 @@ class LimitsConfig:
         return PictureConfig(max_decoded_px=self.max_pixels)
 
 
+MAX_HEAD_BYTES = 16 << 10
+"""Of a request's headers, all together."""
+
 MAX_JSON_BYTES = 64 << 10
 """Largest search without a picture."""
 

@@ -20,7 +20,6 @@ from jobs.search_queries import Find, Query, Ranked, Searcher, as_json
 from jobs.serve.batching import Batcher
 from jobs.serve.watching import Watched
 from pipeline import tombstones
-from pipeline.errors import ConfigError
 from pipeline.pictures import PictureConfig, PictureFault, decode_stored, store
 
 logger = logging.getLogger(__name__)
@@ -113,8 +112,6 @@ class Replica:
             query = await self._query(asked)
         except PictureFault as fault:
             return Refusal(f"picture: cannot be used ({fault})")
-        except ConfigError as error:
-            return Refusal(str(error))
         index = self._searcher.get().index
         if query.find == "captions" and index.caption_vectors is None:
             return Refusal("find: no captions are indexed here")

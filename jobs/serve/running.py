@@ -16,6 +16,7 @@ import uvicorn
 from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from indexes.retrieval import RetrievalIndex
 from indexes.storage import INDEX
@@ -25,6 +26,7 @@ from jobs.serve.access import Access
 from jobs.serve.app import Answer, make_app
 from jobs.serve.catalogue import Catalogue
 from jobs.serve.connections import BoundedConnection
+from jobs.serve.limits import LimitsConfig
 from jobs.serve.metrics import Metrics
 from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.search_request import Refused
@@ -142,10 +144,23 @@ def serve_http(
 ) -> None:
     """Answer clients until Ctrl-C or SIGTERM; says on standard output where."""
     app = make_app(answer, catalogue, access, config.limits, Metrics())
-    server = uvicorn.Server(
+    server = http_server(app, config.limits)
+    host, port = listener.getsockname()[:2]
+    if access.names is None and access.token is None:
+        logger.warning(
+            "everybody who reaches %s port %d is answered; --token-file asks", host, port
+        )
+    sys.stdout.write(f"http://{f'[{host}]' if ':' in host else host}:{port}/\n")
+    sys.stdout.flush()
+    asyncio.run(server.serve(sockets=[listener]))
+
+
+def http_server(app: ASGIApp, limits: LimitsConfig) -> uvicorn.Server:
+    """What speaks HTTP for an application, within bounds; `serve(sockets=[...])` runs it."""
+    return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=functools.partial(BoundedConnection, limits=config.limits),  # type: ignore[arg-type]
+            http=functools.partial(BoundedConnection, limits=limits),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -157,11 +172,3 @@ def serve_http(
             timeout_graceful_shutdown=_SHUTDOWN_S,
         )
     )
-    host, port = listener.getsockname()[:2]
-    if access.names is None and access.token is None:
-        logger.warning(
-            "everybody who reaches %s port %d is answered; --token-file asks", host, port
-        )
-    sys.stdout.write(f"http://{f'[{host}]' if ':' in host else host}:{port}/\n")
-    sys.stdout.flush()
-    asyncio.run(server.serve(sockets=[listener]))

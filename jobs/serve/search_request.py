@@ -6,10 +6,15 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.search_queries import Find
+from jobs.search_queries import Find, Query
 from jobs.serve.limits import BODIES_AT_ONCE, MAX_JSON_BYTES, MAX_TEXT_CHARS, LimitsConfig
+from pipeline.errors import ConfigError
+
+_ANY_PICTURE = Image.new("RGB", (1, 1))
+"""In place of one that is not decoded yet, or not looked up."""
 
 _SHOWN_CHARS = 60
 """Of a wrong value that are told."""
@@ -149,6 +154,17 @@ def check_search(search: SearchRequest, picture: bytes | None, limits: LimitsCon
         raise Refused(422, "uid: the body is a picture already")
     if picture is not None and not picture:
         raise Refused(422, "picture: the body is empty")
+    shows = picture is not None or search.uid is not None
+    try:
+        Query(
+            text=search.text,
+            picture=_ANY_PICTURE if shows else None,
+            k=search.k,
+            rerank=search.rerank,
+            find=search.find,
+        )
+    except ConfigError as error:
+        raise Refused(422, str(error)) from None
 
 
 def parsed(model: type[Model], body: bytes) -> Model:

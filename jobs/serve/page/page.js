@@ -334,7 +334,7 @@ async function begin() {
     return say(error.message, true);
   }
   const counts = COUNTS.filter((count) => count <= facts.max_k);
-  for (const count of counts.length ? counts : [facts.max_k]) $("k").append(new Option(count, count, count === 24));
+  for (const count of counts.length ? counts : [facts.max_k]) $("k").append(new Option(count, count, false, count === 24));
   $("reranks").hidden = !facts.max_rerank;
   $("about").textContent = `${number(facts.num_pictures)} pictures, index ${facts.index.slice(0, 12)}.`;
   restore();
