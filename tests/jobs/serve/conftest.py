@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -13,12 +14,14 @@ import pytest
 from PIL import Image
 
 from indexes.storage import PICTURES_SCHEMA
+from jobs.cli import main
+from jobs.search_places import PlacesConfig
 from jobs.serve.access import Access
 from jobs.serve.app import make_app
 from jobs.serve.catalogue import Catalogue
 from jobs.serve.limits import LimitsConfig
 from jobs.serve.metrics import Metrics
-from jobs.serve.replicas import Asked, Refusal, Reply
+from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.running import http_server, listening
 from jobs.serve.watching import Watched
 from pipeline.pictures import PictureConfig, PictureFault, store
@@ -124,3 +127,33 @@ def uid() -> Callable[[int], bytes]:
 def jpeg() -> Callable[[int], bytes]:
     """The bytes of a picture of that catalogue."""
     return jpeg_of
+
+
+@pytest.fixture(scope="session")
+def searchable(tmp_path_factory, data, unbroken) -> Path:
+    """An index of 72 small pictures with their captions, by a small stage 1; not to be changed."""
+    home = tmp_path_factory.mktemp("searchable")
+    where = ("--features", data / "features", "--captions", data / "pairs")
+    run("embed", "--checkpoint", unbroken, *where, "--out", home / "embeddings")
+    made = ("--pairs", data / "pairs", "--checkpoint", unbroken)
+    run("index", home / "embeddings", *made, "--out", home / "index")
+    return home / "index"
+
+
+def run(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="session")
+def replica(searchable, data) -> Replica:
+    """One that answers out of that index, in this process."""
+    work = ReplicaWork(
+        index=str(searchable),
+        places=PlacesConfig(features=str(data / "features")),
+        pictures=PictureConfig(),
+        max_batch=8,
+        max_heavy_batch=4,
+        threads=1,
+        device="cpu",
+    )
+    return Replica(work)
