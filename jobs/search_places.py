@@ -1,6 +1,7 @@
 """Where an index says the things are that it was made of: checkpoint, pairs, features."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import yaml
@@ -12,6 +13,7 @@ from model.checkpoint_models import check_features
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.storage import Folder
+from pipeline.views import open_evaluation_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,12 @@ class PlacesConfig:
 
     weights: str | None = None
     """The vision encoder's .safetensors file, if its weights came from one."""
+
+    def from_anywhere(self) -> "PlacesConfig":
+        """With absolute paths, for a process in another folder."""
+        places = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = {name: absolute(place) for name, place in places.items() if place is not None}
+        return replace(self, **told)
 
 
 @dataclass(frozen=True)
@@ -90,15 +98,19 @@ class Places:
         if place is None:
             return None
         try:
-            features = Dataset.open(place, "features")
+            features = open_evaluation_view(place)
         except ConfigError as error:
             if self.config.features is not None:
                 raise
-            raise ConfigError(f"{error}; they were there for the index, or name --features") from (
-                None
-            )
+            message = f"{error}; they were there for the index, or name --features"
+            raise ConfigError(message) from None
         check_features(checkpoint, features)
         return features
+
+
+def absolute(location: str) -> str:
+    """A path from anywhere; a URI as it is."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
 def _remembered(folder: Folder) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A replica: holds the models and the index, and answers queries in batches."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from jobs.serve.batching import Batcher
 from jobs.serve.watching import Watched
 from pipeline import tombstones
 from pipeline.pictures import PictureConfig, PictureFault, decode_stored, store
-
-logger = logging.getLogger(__name__)
 
 _DECODED_AT_ONCE = 2
 """Pictures of clients: of 25 million pixels each takes some 0.2 GB."""
@@ -93,6 +90,7 @@ class Replica:
         faiss.omp_set_num_threads(work.threads)
         self._work = work
         index = RetrievalIndex.open(work.index)
+        self._has_captions = index.caption_vectors is not None
         places = Places(index, work.places)
         checkpoint = places.open_checkpoint()
         embedder = CheckpointEmbedder(checkpoint, work.places.weights, work.device)
@@ -112,13 +110,11 @@ class Replica:
             query = await self._query(asked)
         except PictureFault as fault:
             return Refusal(f"picture: cannot be used ({fault})")
-        index = self._searcher.get().index
-        if query.find == "captions" and index.caption_vectors is None:
+        if query.find == "captions" and not self._has_captions:
             return Refusal("find: no captions are indexed here")
         lane = self._heavy if asked.is_heavy else self._words
-        answer, num_queries = await lane.ask(query)
-        seconds = time.perf_counter() - begun
-        return Reply(index.digest, as_json(answer), num_queries, seconds)
+        (index, answer), num_queries = await lane.ask(query)
+        return Reply(index, as_json(answer), num_queries, time.perf_counter() - begun)
 
     async def _query(self, asked: Asked) -> Query:
         picture = None
@@ -134,8 +130,10 @@ class Replica:
             find=asked.find,
         )
 
-    def _answers(self, queries: Sequence[Query]) -> Sequence[list[Ranked]]:
-        return self._searcher.get().answers(queries)
+    def _answers(self, queries: Sequence[Query]) -> list[tuple[str, list[Ranked]]]:
+        """The digest of the index that was searched, and what was found, of each query."""
+        searcher = self._searcher.get()
+        return [(searcher.index.digest, answer) for answer in searcher.answers(queries)]
 
     def _warm_up(self) -> None:
         """Load the models, so that the first client does not wait for it."""

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from indexes.retrieval import RetrievalIndex
 from indexes.storage import INDEX
 from jobs.cluster import cluster_device
-from jobs.search_places import Places, PlacesConfig
+from jobs.search_places import Places, PlacesConfig, absolute
 from jobs.serve.access import Access
 from jobs.serve.app import Answer, make_app
 from jobs.serve.catalogue import Catalogue
@@ -32,7 +32,7 @@ from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.search_request import Refused
 from jobs.serve.watching import Watched
 from pipeline import tombstones
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from jobs.serve import Serve
@@ -92,8 +92,8 @@ def replicas(config: "Serve") -> Iterator[Answer]:
     if config.replicas > cores:
         raise ConfigError(f"replicas: {config.replicas}, but Ray has {cores} cores")
     work = ReplicaWork(
-        index=config.index,
-        places=config.places,
+        index=absolute(config.index),
+        places=config.places.from_anywhere(),
         pictures=config.limits.pictures,
         max_batch=config.max_batch,
         max_heavy_batch=_MAX_HEAVY_BATCH,
@@ -118,7 +118,9 @@ def replicas(config: "Serve") -> Iterator[Answer]:
                 deployment.bind(work), name=name, route_prefix=None, logging_config=quiet
             )
         except RuntimeError as error:
-            raise ConfigError(f"index: {config.index}: no replica starts: {error}") from error
+            raise ConfigError(
+                f"index: {config.index}: no replica starts: {first_line(error)}"
+            ) from error
         yield functools.partial(_ask, handle)
     finally:
         serve.delete(name)
