@@ -121,6 +121,7 @@ def make_app(
     app = FastAPIOffline(
         docs_url=_DOCS,
         redoc_url=None,
+        redirect_slashes=False,
         title="Viaduct",
         description="Search of pictures by words, by picture, or by both.",
         swagger_ui_parameters={"validatorUrl": None},  # it would ask a server elsewhere

@@ -80,10 +80,11 @@ class BoundedConnection(H11Protocol):
             self._stop_awaiting_head()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        is_cut_short = self.conn.their_state is h11.SEND_BODY
+        super().on_response_complete()  # may begin the next request
         if self.transport.is_closing():
             return
-        if self.conn.their_state is h11.SEND_BODY:
+        if is_cut_short:
             self._linger()
         elif self._is_idle():
             self.waits_since = time.monotonic()
@@ -153,7 +154,7 @@ class BoundedConnection(H11Protocol):
             for one in self.connections
             if isinstance(one, BoundedConnection) and one.waits_since is not None
         ]
-        longest = min(waiting, key=lambda one: one.waits_since or 0.0, default=self)
+        longest = min(waiting, key=lambda one: one.waits_since or 0.0)  # itself waits too
         longest.refuse(HTTPStatus.REQUEST_TIMEOUT, "too many connections; this one asked nothing")
 
     def _linger(self) -> None:
