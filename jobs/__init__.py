@@ -15,6 +15,9 @@ results     what it found, as one JSON file
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
 import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
 evaluate, search, caption, answer    what the trained model can do
+search_queries, search_models    queries of all kinds, and the models that answer them
+search_places, search_output    what an index was made of; how what was found is told
+serve       searches over HTTP, with a page
 capfilt     captions that stage 1 writes, scored beside the web's
 caption_worker    its worker: writing, cleaning and judging a shard
 feature_worker    the worker of features: encoder, decoding and writing side by side

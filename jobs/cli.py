@@ -28,7 +28,8 @@ COMMANDS = {
     "embed": ("Embed", "contrastive embeddings of pictures and captions"),
     "index": ("Index", "embeddings to index/: FAISS, grouped by picture"),
     "evaluate": ("Evaluate", "recall and ITM accuracy on held-out pairs, beside controls"),
-    "search": ("Search", "pictures by words or by picture"),
+    "search": ("Search", "pictures by words, by picture or by both; captions by picture"),
+    "serve": ("Serve", "the same over HTTP, with a page"),
     "caption": ("Caption", "captions of pictures, by a checkpoint of either stage"),
     "answer": ("Answer", "answers to a question about pictures, by a checkpoint of stage 2"),
     "report": ("Report", "one HTML page of all that a run made"),
@@ -43,7 +44,7 @@ _MODULES = {"import": "import_weights", "export": "export_weights"}
 """Where the module is of another name: `import` cannot be one."""
 
 _MAKES_NOTHING = (
-    *("import", "export", "evaluate", "search", "caption", "answer", "report"),
+    *("import", "export", "evaluate", "search", "serve", "caption", "answer", "report"),
     *("takedown", "inspect", "plan", "demo"),
 )
 """Commands that have nothing to go on with."""

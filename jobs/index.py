@@ -16,6 +16,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
+from pipeline.views import open_evaluation_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class Index:
     """Training folder or checkpoint of stage 1 that made the embeddings; it is checked, and
     remembered for `viaduct search`."""
 
+    features: str | None = None
+    """Features that the pictures' embeddings were made of; remembered for re-ranking by `viaduct
+    search` and `viaduct serve`."""
+
     split: Literal["all", "train", "validation", "test"] = "all"
     """Which pictures to index."""
 
@@ -50,6 +55,7 @@ class Index:
         chosen = None if self.captions is None else Dataset.open(self.captions, "captions")
         sources = Sources(pairs, images, texts, self.split, chosen)
         self._check_checkpoint(images)
+        self._check_features(images)
         folder = Folder.at(self.out)
         draft = begin(folder, sources.lineage)
         if draft is not None:
@@ -81,6 +87,15 @@ class Index:
                 f"not with {self.checkpoint} ({given[:16]})"
             )
 
+    def _check_features(self, images: Dataset) -> None:
+        if self.features is None:
+            return
+        features = open_evaluation_view(self.features)
+        if features.digest not in {parent.digest for parent in images.manifest.lineage.parents}:
+            raise ConfigError(
+                f"{images.folder} was not made of {features.folder} ({features.digest[:16]})"
+            )
+
     def _from_anywhere(self) -> "Index":
         """With absolute paths, for a search that is called from another folder."""
         return replace(
@@ -90,6 +105,7 @@ class Index:
             captions=None if self.captions is None else _absolute(self.captions),
             out=_absolute(self.out),
             checkpoint=None if self.checkpoint is None else _absolute(self.checkpoint),
+            features=None if self.features is None else _absolute(self.features),
         )
 
 

@@ -16,7 +16,9 @@
     stage2      the projection into a language model, and its loss
     language_text    captions and prompts as a language model's tokens
     generation  captions and answers out of both stages
-    judging     how well texts fit their pictures, as stage 1 sees it
+    matching    pictures with texts, paired as ITC and ITM see them
+    judging     how well texts fit their pictures: what CapFilt chooses captions by
+    reranking   ITM over the best of a search
     optimizer   AdamW's groups, the learning rate of a step
     ranks       tensors across the processes that train together
     device_flags     what the device decides, told to the host later

@@ -40,7 +40,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Query:
-    """A search: by a text, or by a picture."""
+    """A search: by a text, by a picture, or by both."""
 
     text: str
     picture: str | None
@@ -82,9 +82,10 @@ def read_gallery(run: Folder, places: list[tuple[str, Folder]], limit: int) -> G
                     captioned.setdefault(picture, []).append((by, text))
         found = folder.read_json("results.json")
         if isinstance(found, dict) and "searches" in found:
-            num_queries += len(found["searches"])
             with reading(f"{folder}/results.json"):
-                queries += [_query(run, folder, s) for s in found["searches"][:limit]]
+                searches = [one for one in found["searches"] if "captions" not in one]
+                num_queries += len(searches)
+                queries += [_query(run, folder, s) for s in searches[:limit]]
     shown = [
         Captioned(picture, name, told, captioned[name])
         for name in list(captioned)[:limit]
@@ -119,7 +120,8 @@ def _query(run: Folder, folder: Folder, search: dict[str, Any]) -> Query:
     ]
     if image is None:
         return Query(str(search["text"]), None, False, results)
-    return Query(str(image), _as_given(run, str(image))[0], True, results)
+    asked = f"{image}, with the words: {search['text']}" if "text" in search else str(image)
+    return Query(asked, _as_given(run, str(image))[0], True, results)
 
 
 def _within(folder: Folder, name: str | None) -> str | None:

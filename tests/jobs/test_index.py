@@ -16,8 +16,8 @@ from PIL import Image
 from indexes import building
 from indexes.exact import on_grid
 from jobs import index as index_job
-from jobs import search as search_job
 from jobs.cli import main
+from jobs.search_models import CheckpointEmbedder
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.qformer import QFormerConfig
@@ -439,31 +439,5 @@ def test_features_of_another_encoder_are_refused(made, tmp_path, capsys):
     folder = Folder.at(tmp_path / "stage1")
     contents = {role: opened.read(role) for role in ("weights", "tokenizer")}
     changed = write_checkpoint(replace(opened, folder=folder, lineage=lineage, files={}), contents)
-    embedder = search_job.CheckpointEmbedder(changed)
     with pytest.raises(index_job.ConfigError, match="weights 0000000000000000, here are"):
-        embedder.pictures([str(made.paths[0])])
-
-
-def test_a_search_uses_whatever_embeds(made):
-    """The search itself knows no model."""
-
-    class Fake:
-        def texts(self, texts):
-            vectors = np.eye(16, dtype=np.float32)
-            return vectors[[len(text) for text in texts]]
-
-        def pictures(self, files):
-            return np.repeat(self.texts(files)[:, None], 2, axis=1)
-
-    index = search_job.RetrievalIndex.open(str(made.home / "index"))
-    found = search_job.search(index, Fake(), ["abc"], ["abcd", "abc"], 5)
-    assert [list(one) for one in found["searches"]] == [
-        ["text", "results"],
-        ["image", "results"],
-        ["image", "results"],
-    ]
-    assert found["searches"][2]["results"] == found["searches"][0]["results"]
-    expected = by_hand(made, np.eye(16)[3:4], 5)
-    assert [r["uid"] for r in found["searches"][0]["results"]] == [
-        uid(r).hex() for r, _ in expected
-    ]
+        CheckpointEmbedder(changed).tokens([Image.open(made.paths[0])])

@@ -531,6 +531,17 @@ def test_captions_of_others_are_no_concern_of_ours(run_folder):
     assert report(run_folder) == 0
 
 
+def test_searches_by_words_and_picture_are_shown_and_those_for_captions_left_out(run_folder):
+    file = run_folder / "searches" / "results.json"
+    found = json.loads(file.read_text())
+    both = found["searches"][1] | {"text": "and at night"}
+    captions = {"image": both["image"], "captions": [{"rank": 1, "score": 0.5, "text": "x"}]}
+    write(file, found | {"searches": [captions, both]})
+    assert report(run_folder) == 0
+    page = Page((run_folder / "report.html").read_text())
+    assert "with the words: and at night" in page.text
+
+
 def test_numbers_as_people_read_them():
     assert [percent(v) for v in (0.0, 0.0019, 0.3141, 1.0)] == ["0.0%", "0.19%", "31.4%", "100.0%"]
     assert [duration(v) for v in (0.04, 59.9, 75, 3720)] == [

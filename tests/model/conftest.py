@@ -396,7 +396,7 @@ def checked():
     """The modules under test once more, with the shapes of every call checked."""
     names = ["packing", "masks", "layers", "itc", "itm", "itg", "qformer", "ranks", "stage1"]
     names += [f"generation.{name}" for name in ("settings", "nucleus", "beams", "stage1")]
-    names.append("judging")
+    names += ["matching", "judging", "reranking"]
     plain = {name: importlib.import_module(f"model.{name}") for name in names}
     for name in names:
         del sys.modules[f"model.{name}"]
