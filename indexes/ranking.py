@@ -141,8 +141,8 @@ class _Top:
         above, level = both > last, both == last
         # Of those that are level with the last one as many as there is room for, the first ones.
         room = k - above.sum(axis=1)[:, None]
-        row, column = np.nonzero(above | (level & (level.cumsum(axis=1) <= room)))
-        row, column = row.reshape(-1, k), column.reshape(-1, k)
+        chosen = above | (level & (level.cumsum(axis=1) <= room))
+        row, column = (places.reshape(-1, k) for places in np.nonzero(chosen))
         numbers = np.where(
             column < k, self.items[where[row], np.minimum(column, k - 1)], first + column - k
         )

@@ -15,13 +15,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
-from pipeline.shard import ShardRecord
 
 logger = logging.getLogger(__name__)
 
@@ -90,20 +89,24 @@ class Task:
     """Captions that come in, for the account if the shard is set aside."""
 
 
+Record = TypeVar("Record")
+"""What a worker returns of a shard: its record where it writes one, or a small result."""
+
+
 @dataclass(frozen=True)
-class Made:
+class Made(Generic[Record]):
     """A shard with what its making took, where a worker tells it."""
 
-    record: ShardRecord
+    record: Record
     sums: Mapping[str, float] = field(default_factory=dict)
     """What adds up over shards, such as seconds; for run.json, no part of a digest."""
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[Record]):
     """How a run ended."""
 
-    done: dict[int, ShardRecord] = field(default_factory=dict)
+    done: dict[int, Record] = field(default_factory=dict)
     set_aside: dict[int, str] = field(default_factory=dict)
     """Shard to the reason of its last attempt."""
     damaged: bool = False
@@ -116,7 +119,7 @@ class Outcome:
     """Largest resident memory of a worker."""
 
 
-MakeWorker = Callable[[], Callable[[Task], ShardRecord | Made]]
+MakeWorker = Callable[[], Callable[[Any], Record | Made[Record]]]
 """Runs once in each worker process; what it returns makes one shard after another."""
 
 
@@ -166,18 +169,18 @@ class _Slot:
 
 
 def run_shards(
-    make_worker: MakeWorker,
+    make_worker: MakeWorker[Record],
     tasks: Iterable[Task],
     config: PoolConfig,
     on_done: Callable[[Task], None] = lambda task: None,
     *,
     at_once: int = 1,
-) -> Outcome:
+) -> Outcome[Record]:
     """Make shards in parallel until each is made or set aside.
 
     Args:
         make_worker: pickled to each worker process, once.
-        tasks: the shards.
+        tasks: the shards; what a subclass of Task carries along reaches the worker.
         config: see there.
         on_done: called with each task that is made.
         at_once: shards that a worker is called with at once, each in a thread of its own; the

@@ -1,0 +1,149 @@
+"""`viaduct evaluate`: recall and ITM accuracy on held-out pairs, beside chance and a control."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from indexes.building import checkpoint_of
+from indexes.recall import Ranks, chance, recall
+from jobs.cluster import ClusterConfig, cluster_device, session
+from jobs.compute import ComputeConfig
+from jobs.device import torch_device
+from jobs.evaluate.control import NO_CONTROL, ControlConfig, control_recall
+from jobs.evaluate.held_out import HeldOut
+from jobs.evaluate.leaks import LeaksConfig, leaks_of
+from jobs.evaluate.matching import match_accuracy
+from jobs.evaluate.ranking import MatchWork, Rankings, match_logits, rank_held_out
+from jobs.evaluate.table import table
+from jobs.results import publish_result
+from jobs.shards import PoolConfig
+from model.checkpoint import Checkpoint
+from model.checkpoint_models import check_features, load_stage1
+from pipeline.captions import open_captions
+from pipeline.dataset import Dataset, check_side_by_side
+from pipeline.errors import ConfigError
+from pipeline.loader import Pairs
+from pipeline.shard_cache import CacheConfig
+from pipeline.views import open_evaluation_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure retrieval on a split that was not trained on.
+
+    Recall at 1, 5 and 10 and median rank in both directions, by ITC alone and with ITM putting the
+    best of each query in order: any of a picture's captions is right, ties count against us,
+    intervals are 95% by bootstrap over pictures. Beside it chance, a ridge regression on the same
+    features, ITM's accuracy on pairs and two random non-pairs each, and which of the pictures were
+    trained on. `viaduct evaluate captions` measures captions that were written, `viaduct evaluate
+    annotations` goes from an annotation file to all this at once.
+    """
+
+    embeddings: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
+    """Folder with `image_embeddings` and `text_embeddings`."""
+
+    checkpoint: str
+    """Training folder or checkpoint of stage 1 that made the embeddings."""
+
+    features: str
+    """Dataset of kind `features`."""
+
+    captions: str
+    """Dataset beside it that has captions and split: `pairs` or `captions`."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    """Split to measure on."""
+
+    rerank: int = 128
+    """Candidates of each query that ITM puts in order, by match logit plus cosine; all there are
+    where there are fewer. 0 measures ITC alone, which takes seconds where this takes hours: at full
+    size `viaduct plan` tells."""
+
+    out: str | None = None
+    """File to write the result to, as JSON."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    control: ControlConfig = field(default_factory=ControlConfig)
+    leaks: LeaksConfig = field(default_factory=LeaksConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0:
+            raise ConfigError(f"rerank: {self.rerank} is negative")
+
+    def run(self) -> None:
+        """Measure, print, and write where asked to.
+
+        Raises:
+            ConfigError: the split is empty, or datasets and checkpoint do not belong together.
+            DatasetError: a shard is damaged.
+        """
+        checkpoint = Checkpoint.open(self.checkpoint, 1)
+        features = open_evaluation_view(self.features, self.cache)
+        captions = open_captions(self.captions)
+        images, texts = self._embeddings(checkpoint)
+        check_features(checkpoint, features)
+        check_side_by_side(captions, features, images, texts)
+        held = HeldOut.open(images, texts, captions, self.split)
+        with session(self.cluster):
+            rankings = rank_held_out(held, self.rerank, self.pool)
+            ranks = {"q_former": rankings.ranks}
+            told = None
+            if self.rerank:
+                device = cluster_device(self.compute.device)
+                work = MatchWork(held, features, checkpoint, self.compute, device)
+                ranks["reranked"], told = self._reranked(work, rankings)
+            leaks = leaks_of(self.leaks, held, checkpoint, ranks, self.pool)
+        recalls = {name: recall(its) for name, its in ranks.items()}
+        if self.control.control != NO_CONTROL:
+            found = control_recall(self.control, features, captions, self.split)
+            if found is not None:
+                recalls["ridge"], num_pictures = found
+                if num_pictures != held.num_pictures:
+                    raise ConfigError(
+                        f"{features.folder}: other pictures were taken down than embedded"
+                    )
+        recalls["chance"] = chance(held.owners, held.num_pictures)
+        stage1 = load_stage1(checkpoint, torch_device(self.compute.device))
+        result = {
+            "split": self.split,
+            "num_pictures": held.num_pictures,
+            "num_captions": held.num_captions,
+            "checkpoint": checkpoint.digest,
+            "captions": captions.digest,
+            "features": features.digest,
+            "rerank": told,
+            "control": self.control.control if "ridge" in recalls else NO_CONTROL,
+            "recall": {name: its.to_json() for name, its in recalls.items()},
+            "itm": match_accuracy(stage1, Pairs(features, captions, self.split), self.split),
+            "leaks": leaks,
+        }
+        if self.out is not None:
+            publish_result(self.out, result)
+        print(json.dumps(result) if self.json else "\n".join(table(result, recalls)))
+
+    def _reranked(self, work: MatchWork, rankings: Rankings) -> tuple[Ranks, dict[str, Any]]:
+        candidates = rankings.candidates
+        logits = match_logits(work, candidates, self.pool)
+        told = {"k": self.rerank, "num_pairs": len(candidates)}
+        return rankings.reranked(candidates, logits), told
+
+    def _embeddings(self, checkpoint: Checkpoint) -> tuple[Dataset, Dataset]:
+        found = []
+        for kind in ("image_embeddings", "text_embeddings"):
+            dataset = Dataset.open(f"{self.embeddings}/{kind}", kind, self.cache)
+            made_by = checkpoint_of(dataset)["digest"]
+            if made_by != checkpoint.digest:
+                raise ConfigError(
+                    f"{dataset.folder}: was made by checkpoint {made_by[:16]}, not by "
+                    f"{checkpoint.folder} ({checkpoint.digest[:16]})"
+                )
+            found.append(dataset)
+        return found[0], found[1]
