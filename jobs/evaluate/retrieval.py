@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indexes.building import checkpoint_of
-from indexes.recall import Ranks, chance, recall
+from indexes.recall import Ranks, Recall, chance, recall
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.device import torch_device
@@ -79,7 +79,11 @@ class Evaluate:
             raise ConfigError(f"rerank: {self.rerank} is negative")
 
     def run(self) -> None:
-        """Measure, print, and write where asked to.
+        """Measure, print, and write where asked to; raises as `measure`."""
+        tell(self.measure(), self.out, as_json=self.json)
+
+    def measure(self) -> "Measured":
+        """Measure.
 
         Raises:
             ConfigError: the split is empty, or datasets and checkpoint do not belong together.
@@ -125,9 +129,7 @@ class Evaluate:
             "itm": match_accuracy(stage1, Pairs(features, captions, self.split), self.split),
             "leaks": leaks,
         }
-        if self.out is not None:
-            publish_result(self.out, result)
-        print(json.dumps(result) if self.json else "\n".join(table(result, recalls)))
+        return Measured(result, recalls)
 
     def _reranked(self, work: MatchWork, rankings: Rankings) -> tuple[Ranks, dict[str, Any]]:
         candidates = rankings.candidates
@@ -147,3 +149,30 @@ class Evaluate:
                 )
             found.append(dataset)
         return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found."""
+
+    result: dict[str, Any]
+    """What evaluation.json holds."""
+    recalls: dict[str, Recall]
+    """Its recalls, by name."""
+
+
+def tell(measured: Measured, out: str | None, *, as_json: bool) -> None:
+    """Print what was found, and write it where asked to.
+
+    Args:
+        measured: see there.
+        out: file to write to, as JSON.
+        as_json: print the same JSON instead of a table.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if out is not None:
+        publish_result(out, measured.result)
+    lines = table(measured.result, measured.recalls)
+    print(json.dumps(measured.result) if as_json else "\n".join(lines))

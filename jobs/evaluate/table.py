@@ -54,9 +54,14 @@ def percent(share: Estimate) -> str:
     return f"{100 * share.value:.1f}{interval}"
 
 
+def estimate_line(name: str, found: Estimate) -> str:
+    """A number that is told times 100, with its interval."""
+    return f"{name:<{_NAME}}{found.value:.1f} ({found.low:.1f}-{found.high:.1f})"
+
+
 def _rank(median: Estimate) -> str:
-    interval = f" ({median.low:g}-{median.high:g})" if median.high > median.low else ""
-    return f"{median.value:g}{interval}"
+    value, low, high = (round(each, 1) for each in (median.value, median.low, median.high))
+    return f"{value:g}" + (f" ({low:g}-{high:g})" if high > low else "")
 
 
 def _leaks(leaks: Mapping[str, Any] | None) -> str:
