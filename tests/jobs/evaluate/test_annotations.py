@@ -19,16 +19,15 @@ def run(*arguments: object) -> None:
 
 def karpathy(data: Path, out: Path, missing: str | None = None) -> Path:
     """The drawn pictures in Karpathy's format: every third is his test, another picture val."""
-    images = []
-    for number in range(24):
-        images.append(
-            {
-                "filepath": "images",
-                "filename": f"{number:04d}.png" if number or not missing else missing,
-                "split": "test" if number % 3 == 0 else "val" if number == 1 else "train",
-                "sentences": [{"raw": f"picture number {number}"}, {"raw": "A picture."}],
-            }
-        )
+    images = [
+        {
+            "filepath": "images",
+            "filename": f"{number:04d}.png" if number or not missing else missing,
+            "split": "test" if number % 3 == 0 else "val" if number == 1 else "train",
+            "sentences": [{"raw": f"picture number {number}"}, {"raw": "A picture."}],
+        }
+        for number in range(24)
+    ]
     out.write_text(json.dumps({"images": images}))
     return out
 
@@ -57,7 +56,6 @@ def test_karpathys_test_split_is_measured_in_one_command(tmp_path, data, unbroke
 def test_cocos_json_is_taken_whole_and_leaks_are_looked_for(tmp_path, data, unbroken):
     images = [{"id": n, "file_name": f"images/{n:04d}.png"} for n in range(5)]
     captions = [{"image_id": n % 5, "caption": f"picture number {n % 5} {n}"} for n in range(12)]
-    file = data / "source" / "captions.json"
     file = tmp_path / "captions.json"
     file.write_text(json.dumps({"images": images, "annotations": captions}))
     run(
