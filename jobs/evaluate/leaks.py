@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from indexes.recall import Ranks, recall
 from jobs.evaluate.held_out import HeldOut
-from jobs.progress import Progress
-from jobs.shards import PoolConfig, Task, run_shards
+from jobs.evaluate.workers import Workers
+from jobs.shards import Task
 from model.checkpoint import Checkpoint
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError, ViaductError
+from pipeline.errors import ConfigError
 from pipeline.hashes import hash_shard
 from pipeline.leaks import find_leaks, hashes_beside
 from pipeline.near_duplicates import NearDuplicateConfig
@@ -47,7 +47,7 @@ def leaks_of(
     held: HeldOut,
     checkpoint: Checkpoint,
     ranks: dict[str, Ranks],
-    pool: PoolConfig,
+    workers: Workers,
 ) -> dict[str, Any] | None:
     """What `evaluation.json` says of leaks; None where they were not looked for.
 
@@ -56,12 +56,10 @@ def leaks_of(
         held: the split.
         checkpoint: that is evaluated.
         ranks: by name, of which recall without the leaks is told if there are any.
-        pool: the workers that hash pictures.
+        workers: who hashes pictures; errors are those of `Workers.all` too.
 
     Raises:
         ConfigError: the pairs of the split are needed, and not named.
-        DatasetError: a picture or a shard is damaged.
-        ViaductError: some shard could not be hashed.
     """
     own = _own_pairs(config, held)
     if not config.training and not _tells_by_itself(own):
@@ -70,8 +68,8 @@ def leaks_of(
         raise ConfigError("pairs: name the dataset with the pictures that are evaluated")
     training = [Dataset.open(location, "pairs") for location in config.training] or [own]
     _warn_of_others(training, checkpoint)
-    evaluated = _hashes(own, held.rows, pool)
-    trained = [_hashes(pairs, _rows_to_train_on(pairs), pool) for pairs in training]
+    evaluated = _hashes(own, held.rows, workers)
+    trained = [_hashes(pairs, _rows_to_train_on(pairs), workers) for pairs in training]
     found = find_leaks(evaluated, pa.concat_tables(trained), NearDuplicateConfig())
     leaked = np.flatnonzero(found.any)
     told = {
@@ -119,7 +117,7 @@ def _rows_to_train_on(pairs: Dataset) -> dict[int, np.ndarray]:
     }
 
 
-def _hashes(pairs: Dataset, rows: Mapping[int, np.ndarray], pool: PoolConfig) -> pa.Table:
+def _hashes(pairs: Dataset, rows: Mapping[int, np.ndarray], workers: Workers) -> pa.Table:
     """`schemas.HASHES` of some rows: curate's where they are there, else made by workers."""
     beside = hashes_beside(pairs)
     if beside is not None:
@@ -128,16 +126,8 @@ def _hashes(pairs: Dataset, rows: Mapping[int, np.ndarray], pool: PoolConfig) ->
         places = [firsts[number] + its for number, its in rows.items()]
         return beside.take(pa.array(np.concatenate([np.zeros(0, np.int64), *places])))
     tasks = [Task(number, len(its)) for number, its in rows.items() if len(its)]
-    progress = Progress("hash", sum(task.rows for task in tasks), 0, "pictures")
-    try:
-        make = partial(_hasher, pairs, rows)
-        outcome = run_shards(make, tasks, pool, lambda task: progress.advance(task.rows))
-    finally:
-        progress.close()
-    if outcome.set_aside:
-        reasons = "; ".join(sorted(set(outcome.set_aside.values())))
-        raise ViaductError(f"hash: {len(outcome.set_aside)} shards failed: {reasons}")
-    return pa.concat_tables([HASHES.empty_table(), *(outcome.done[t.number] for t in tasks)])
+    made = workers.all(partial(_hasher, pairs, rows), tasks, "hash", "pictures")
+    return pa.concat_tables([HASHES.empty_table(), *made])
 
 
 def _hasher(pairs: Dataset, rows: Mapping[int, np.ndarray]) -> Callable[[Task], pa.Table]:

@@ -10,30 +10,25 @@ looked at once, by whichever worker has it, for the texts that found it and thos
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
-import torch
 
 from indexes.ranking import Block, Ranking, Right, own_scores, rank, reranked
 from indexes.recall import Ranks
-from jobs.compute import ComputeConfig
 from jobs.evaluate.held_out import HeldOut
-from jobs.progress import Progress
-from jobs.shards import MakeWorker, PoolConfig, Task, run_shards
+from jobs.evaluate.workers import Workers
+from jobs.shards import Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
 from model.reranking import match_scores
 from pipeline.dataset import Dataset
-from pipeline.errors import ConfigError, DatasetError, ViaductError
+from pipeline.errors import ConfigError
 from pipeline.loader import as_tensor
 from pipeline.token_reader import Presence, TokenReader
 
 TIE = 1e-4
 """Match scores so far apart count as equal: float32 says them no more exactly."""
 _PAIRS_A_TASK = 4096
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -94,24 +89,20 @@ class Rankings:
         return pictures * len(self.owners) + captions
 
 
-def rank_held_out(held: HeldOut, k: int, pool: PoolConfig) -> Rankings:
+def rank_held_out(held: HeldOut, k: int, workers: Workers) -> Rankings:
     """Rank captions for each picture and pictures for each caption, by ITC.
 
     Args:
         held: the split.
         k: candidates wanted of each.
-        pool: the workers.
-
-    Raises:
-        DatasetError: a shard is damaged.
-        ViaductError: some part could not be done.
+        workers: who does it; errors are those of `Workers.all`.
     """
     tasks = []
     for number, group in enumerate(held.groups):
         num_pictures = sum(len(held.rows[shard]) for shard in group)
         num_captions = sum(int(held.counts[shard].sum()) for shard in group)
         tasks += [Task(2 * number, num_pictures), Task(2 * number + 1, num_captions)]
-    found = _all(partial(_ranker, held, k), tasks, pool, "rank", "queries")
+    found = workers.all(partial(_ranker, held, k), tasks, "rank", "queries")
     return Rankings(_joined(found[::2]), _joined(found[1::2]), held.owners)
 
 
@@ -154,7 +145,8 @@ class MatchWork:
     features: Dataset
     """Beside the embeddings."""
     checkpoint: Checkpoint
-    compute: ComputeConfig
+    batch_size: int
+    """Pictures whose keys and values are in memory at once."""
     device: str
 
 
@@ -166,29 +158,26 @@ class MatchTask(Task):
     """int64[R, 2], picture and caption, sorted."""
 
 
-def match_logits(work: MatchWork, candidates: np.ndarray, pool: PoolConfig) -> np.ndarray:
+def match_logits(work: MatchWork, candidates: np.ndarray, workers: Workers) -> np.ndarray:
     """ITM's logit of "matched" of pairs of pictures and captions.
 
     Args:
         work: see there.
         candidates: int64[R, 2], picture and caption, sorted.
-        pool: the workers.
+        workers: who does it; errors are those of `Workers.all` too.
 
     Returns:
         float64[R]
 
     Raises:
         ConfigError: a picture has no image tokens.
-        DatasetError: a shard is damaged.
-        ViaductError: some part could not be done.
     """
     _check_tokens(work)
     tasks = [
         MatchTask(number=number, rows=len(part), pairs=part)
         for number, part in enumerate(_parts(candidates))
     ]
-    pool = pool.on(work.device, work.compute.threads)
-    found = _all(partial(_Matcher, work), tasks, pool, "rerank", "pairs")
+    found = workers.all(partial(_Matcher, work), tasks, "rerank", "pairs")
     return np.concatenate([np.zeros(0), *found])
 
 
@@ -217,8 +206,6 @@ class _Matcher:
     """Loads the model and the texts once, then matches pairs."""
 
     def __init__(self, work: MatchWork) -> None:
-        if work.device == "cpu":
-            torch.set_num_threads(work.compute.threads)
         self._work = work
         self._stage1 = load_stage1(work.checkpoint, work.device)
         self._tokens = TokenReader(work.features)
@@ -228,30 +215,10 @@ class _Matcher:
         pictures, starts = np.unique(task.pairs[:, 0], return_index=True)
         places = self._work.held.places(pictures)
         captions = np.split(task.pairs[:, 1], starts[1:])
-        found, at_once = [], self._work.compute.batch_size
+        found, at_once = [], self._work.batch_size
         for begin in range(0, len(pictures), at_once):
             some = slice(begin, begin + at_once)
             tokens = as_tensor(self._tokens.read(places[some]))
             texts = [[self._texts[one] for one in its.tolist()] for its in captions[some]]
             found += match_scores(self._stage1, tokens, texts)
         return np.concatenate(found)
-
-
-def _all(
-    make_worker: MakeWorker[Found],
-    tasks: list[Task] | list[MatchTask],
-    pool: PoolConfig,
-    phase: str,
-    unit: str,
-) -> list[Found]:
-    """What workers return of all tasks, in their order, with progress."""
-    progress = Progress(phase, sum(task.rows for task in tasks), 0, unit)
-    try:
-        outcome = run_shards(make_worker, tasks, pool, lambda task: progress.advance(task.rows))
-    finally:
-        progress.close()
-    if outcome.set_aside:
-        reasons = "; ".join(sorted(set(outcome.set_aside.values())))
-        kind = DatasetError if outcome.damaged else ViaductError
-        raise kind(f"{phase}: {len(outcome.set_aside)} of {len(tasks)} parts failed: {reasons}")
-    return [outcome.done[task.number] for task in tasks]

@@ -1,5 +1,6 @@
 """`viaduct evaluate`: recall and ITM accuracy on held-out pairs, beside chance and a control."""
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indexes.building import checkpoint_of
-from indexes.recall import Ranks, Recall, chance, recall
+from indexes.recall import Recall, chance, recall
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.device import torch_device
@@ -15,8 +16,9 @@ from jobs.evaluate.control import NO_CONTROL, ControlConfig, control_recall
 from jobs.evaluate.held_out import HeldOut
 from jobs.evaluate.leaks import LeaksConfig, leaks_of
 from jobs.evaluate.matching import match_accuracy
-from jobs.evaluate.ranking import MatchWork, Rankings, match_logits, rank_held_out
+from jobs.evaluate.ranking import MatchWork, match_logits, rank_held_out
 from jobs.evaluate.table import table
+from jobs.evaluate.workers import Workers
 from jobs.results import publish_result
 from jobs.shards import PoolConfig
 from model.checkpoint import Checkpoint
@@ -27,6 +29,9 @@ from pipeline.errors import ConfigError
 from pipeline.loader import Pairs
 from pipeline.shard_cache import CacheConfig
 from pipeline.views import open_evaluation_view
+
+_LITTLE = 40_000
+"""Queries times candidates that this process does by itself: workers take seconds to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +101,21 @@ class Evaluate:
         check_features(checkpoint, features)
         check_side_by_side(captions, features, images, texts)
         held = HeldOut.open(images, texts, captions, self.split)
-        with session(self.cluster):
-            rankings = rank_held_out(held, self.rerank, self.pool)
+        little = (held.num_pictures + held.num_captions) * max(self.rerank, 1) <= _LITTLE
+        alone = little and not self.leaks.training  # whose pictures may have to be hashed
+        with contextlib.nullcontext() if alone else session(self.cluster):
+            ranking, matching, device = self._workers(little)
+            rankings = rank_held_out(held, self.rerank, ranking)
             ranks = {"q_former": rankings.ranks}
             told = None
             if self.rerank:
-                device = cluster_device(self.compute.device)
-                work = MatchWork(held, features, checkpoint, self.compute, device)
-                ranks["reranked"], told = self._reranked(work, rankings)
-            leaks = leaks_of(self.leaks, held, checkpoint, ranks, self.pool)
+                work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
+                candidates = rankings.candidates
+                logits = match_logits(work, candidates, matching)
+                ranks["reranked"] = rankings.reranked(candidates, logits)
+                told = {"k": self.rerank, "num_pairs": len(candidates)}
+            hashing = ranking if alone else Workers(self.pool)
+            leaks = leaks_of(self.leaks, held, checkpoint, ranks, hashing)
         recalls = {name: recall(its) for name, its in ranks.items()}
         if self.control.control != NO_CONTROL:
             found = control_recall(self.control, features, captions, self.split)
@@ -131,11 +142,13 @@ class Evaluate:
         }
         return Measured(result, recalls)
 
-    def _reranked(self, work: MatchWork, rankings: Rankings) -> tuple[Ranks, dict[str, Any]]:
-        candidates = rankings.candidates
-        logits = match_logits(work, candidates, self.pool)
-        told = {"k": self.rerank, "num_pairs": len(candidates)}
-        return rankings.reranked(candidates, logits), told
+    def _workers(self, little: bool) -> tuple[Workers, Workers, str]:
+        """Who ranks, who matches and where: Ray's workers, or this process if it is little."""
+        if little:
+            return Workers(None), Workers(None), torch_device(self.compute.device)
+        device = cluster_device(self.compute.device)
+        pool = self.pool.on(device, self.compute.threads)
+        return Workers(self.pool), Workers(pool, self.compute.threads), device
 
     def _embeddings(self, checkpoint: Checkpoint) -> tuple[Dataset, Dataset]:
         found = []

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from jobs.evaluate import held_out, ranking
+from jobs.evaluate import held_out, ranking, retrieval
 from jobs.evaluate.held_out import HeldOut
-from jobs.shards import PoolConfig
+from jobs.evaluate.workers import Workers
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
 from model.reranking import rerank_scores
@@ -166,7 +166,7 @@ def test_each_pair_is_matched_once_in_parts_of_any_size(embeddings, data, monkey
         Dataset.open(str(embeddings / f"{kind}_embeddings")) for kind in ("image", "text")
     )
     held = HeldOut.open(images, texts, pairs, "test")
-    rankings = ranking.rank_held_out(held, 4, PoolConfig())
+    rankings = ranking.rank_held_out(held, 4, Workers(None))
     candidates = rankings.candidates
     assert len(np.unique(candidates, axis=0)) == len(candidates)
     assert len(candidates) < 4 * (held.num_pictures + held.num_captions)
@@ -222,6 +222,25 @@ def test_texts_are_those_that_were_embedded(embeddings, data, monkeypatch):
     monkeypatch.setattr(held_out, "kept_texts", lambda column: [[(0, "another")]] * len(column))
     with pytest.raises(ConfigError, match=r"picture \w{32}: other captions were embedded than"):
         mine.caption_texts()
+
+
+def test_workers_find_what_this_process_finds(result, monkeypatch):
+    """In many parts, so that numbers of shards, groups and tasks all count."""
+    here = result(*NO_CONTROL, "--rerank", 4)
+    monkeypatch.setattr(retrieval, "_LITTLE", 0)
+    monkeypatch.setattr(ranking, "_PAIRS_A_TASK", 20)
+    monkeypatch.setattr(held_out, "_GROUP", 4)
+    assert result(*NO_CONTROL, "--rerank", 4, "--workers", 2) == here
+
+
+def test_a_damaged_shard_is_named_by_workers_too(
+    tmp_path, embeddings, data, unbroken, refused, monkeypatch
+):
+    shutil.copytree(data / "features", tmp_path / "features")
+    (tmp_path / "features" / "00001.arrow").unlink()
+    where = ("--features", tmp_path / "features", *NO_CONTROL, "--rerank", 4)
+    monkeypatch.setattr(retrieval, "_LITTLE", 0)
+    assert "00001.arrow: cannot be read" in refused(*evaluation(embeddings, data, unbroken, *where))
 
 
 def test_another_split_gives_the_same_result_twice(result):
