@@ -220,7 +220,7 @@ class _Pool:
         self._has_started = False
         self._failed_starts = 0
         self._start_not_before = 0.0
-        self._outcome = Outcome()
+        self._outcome: Outcome[Any] = Outcome()
 
     def run(self) -> Outcome:
         size = num_workers(self._config) if self._queue else 0

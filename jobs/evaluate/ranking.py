@@ -29,6 +29,8 @@ from pipeline.token_reader import Presence, TokenReader
 TIE = 1e-4
 """Match scores so far apart count as equal: float32 says them no more exactly."""
 _PAIRS_A_TASK = 4096
+_PAIRS_AT_ONCE = {"cpu": 64, "cuda": 256}
+"""Pairs that ITM sees together: on a CPU few enough for its caches."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _check_tokens(work: MatchWork) -> None:
 
 def _parts(pairs: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs in parts for workers; those of one picture stay together."""
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)).tolist()
     begin = 0
     for start, end in zip(starts, [*starts[1:], len(pairs)], strict=True):
         if start - begin >= _PAIRS_A_TASK:
@@ -216,9 +218,10 @@ class _Matcher:
         places = self._work.held.places(pictures)
         captions = np.split(task.pairs[:, 1], starts[1:])
         found, at_once = [], self._work.batch_size
+        pairs_at_once = _PAIRS_AT_ONCE[self._work.device]
         for begin in range(0, len(pictures), at_once):
             some = slice(begin, begin + at_once)
             tokens = as_tensor(self._tokens.read(places[some]))
             texts = [[self._texts[one] for one in its.tolist()] for its in captions[some]]
-            found += match_scores(self._stage1, tokens, texts)
+            found += match_scores(self._stage1, tokens, texts, pairs_at_once=pairs_at_once)
         return np.concatenate(found)

@@ -134,9 +134,12 @@ def slow_reranking(held, data, stage1, k) -> tuple[list[int], list[int]]:
     itc = cosines(held)
 
     def rank_of(itc: np.ndarray, itm: np.ndarray, right: np.ndarray) -> int:
-        order = np.argsort(-itc)
-        best = sorted(order[:k], key=lambda item: -itm[item])
-        return 1 + min(place for place, item in enumerate([*best, *order[k:]]) if right[item])
+        order = np.argsort(-itc).tolist()
+        best = order[:k]
+        if not right[best].any():
+            return 1 + min(place for place, item in enumerate(order) if right[item])
+        least = max(itm[item] for item in best if right[item]) - ranking.TIE
+        return 1 + sum(itm[item] >= least for item in best if not right[item])
 
     owners = held.owners
     of_pictures = [
