@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
@@ -36,7 +36,7 @@ _MEMORY_KILL_COST = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig:
+class WorkersConfig:
     """The workers and their patience."""
 
     workers: int | None = None
@@ -54,9 +54,6 @@ class PoolConfig:
     attempts: int = 3
     """Attempts at a shard before it is set aside."""
 
-    publish_incomplete: bool = False
-    """Publish the dataset even if shards were set aside; it then lacks them for good."""
-
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ConfigError(f"attempts: {self.attempts} is not positive")
@@ -67,7 +64,7 @@ class PoolConfig:
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ConfigError("cpus_per_worker, gpus_per_worker: must not be negative")
 
-    def on(self, device: str, threads: int) -> "PoolConfig":
+    def on(self, device: str, threads: int) -> Self:
         """For workers that compute on a device.
 
         On a GPU each has a whole one unless told otherwise, on a CPU a core for each thread.
@@ -75,6 +72,14 @@ class PoolConfig:
         if device == "cpu":
             return replace(self, cpus_per_worker=max(self.cpus_per_worker, float(threads)))
         return replace(self, gpus_per_worker=self.gpus_per_worker or 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(WorkersConfig):
+    """The workers and their patience."""
+
+    publish_incomplete: bool = False
+    """Publish the dataset even if shards were set aside; it then lacks them for good."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,7 @@ class _Slot:
 def run_shards(
     make_worker: MakeWorker[Record],
     tasks: Iterable[Task],
-    config: PoolConfig,
+    config: WorkersConfig,
     on_done: Callable[[Task], None] = lambda task: None,
     *,
     at_once: int = 1,
@@ -198,7 +203,7 @@ class _Pool:
         self,
         make_worker: MakeWorker,
         tasks: list[Task],
-        config: PoolConfig,
+        config: WorkersConfig,
         on_done: Callable[[Task], None],
         at_once: int,
     ) -> None:
@@ -383,7 +388,7 @@ class _Pool:
                 ray.kill(slot.actor)
 
 
-def num_workers(config: PoolConfig) -> int:
+def num_workers(config: WorkersConfig) -> int:
     """How many workers the cluster holds, or as many as asked for.
 
     Raises:

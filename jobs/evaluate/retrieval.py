@@ -20,7 +20,7 @@ from jobs.evaluate.ranking import MatchWork, match_logits, rank_held_out
 from jobs.evaluate.table import table
 from jobs.evaluate.workers import Workers
 from jobs.results import publish_result
-from jobs.shards import PoolConfig
+from jobs.shards import WorkersConfig
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
 from pipeline.captions import open_captions
@@ -76,7 +76,7 @@ class Evaluate:
     leaks: LeaksConfig = field(default_factory=LeaksConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    pool: PoolConfig = field(default_factory=PoolConfig)
+    pool: WorkersConfig = field(default_factory=WorkersConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from jobs.progress import Progress
-from jobs.shards import MakeWorker, PoolConfig, Task, run_shards
+from jobs.shards import MakeWorker, Task, WorkersConfig, run_shards
 from pipeline.errors import DatasetError, ViaductError
 
 Found = TypeVar("Found")
@@ -18,7 +18,7 @@ Found = TypeVar("Found")
 class Workers:
     """How parts are done; each returns a small result, which is kept."""
 
-    pool: PoolConfig | None
+    pool: WorkersConfig | None
     """Of Ray's workers; None does everything here, one part after the other, without the seconds
     that workers take to start."""
     threads: int = 1
