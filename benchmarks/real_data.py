@@ -204,7 +204,7 @@ def train_and_ask(work: Path) -> dict[str, Any]:
         "train-stage2": viaduct("train-stage2", out=stage2, **from_stage1, **STAGE2),
         "embed": viaduct("embed", out=embeddings, **from_stage1),
         "evaluate": viaduct(
-            "evaluate", str(embeddings), out=work / "evaluation.json", **from_stage1
+            "evaluate", str(embeddings), out=work / "evaluation.json", rerank=16, **from_stage1
         ),
         "index": viaduct("index", str(embeddings), out=index, pairs=pairs, checkpoint=stage1),
         "search": viaduct("search", str(index), *SEARCHES, k=5, save=work / "searches"),

@@ -5,7 +5,8 @@
     storage     an index as a folder; index.json, published last
     building    an index from image and text embeddings and the pairs beside them
     retrieval   an index opened for search
-    recall      ranks and recall at k between pictures and captions, block by block; chance
+    ranking     where right items rank among all, block by block, and which items rank first
+    recall      recall at k and median rank between pictures and captions; chance
     intervals   95% intervals, bootstrapped over pictures
 
 Shapes are written in one legend: N pictures, M captions, Q vectors a picture, A vectors an item of

@@ -2,8 +2,8 @@
 
 A picture's query is right if any of its captions is among the first k, a caption's if its picture
 is. The rank of a query is the number of wrong items that score at least as much as its best right
-one, so a model that gives everything the same score has recall 0 and not chance. Scores are exact
-(`indexes.exact`): equal vectors tie wherever they stand.
+one (`indexes.ranking`), so a model that gives everything the same score has recall 0 and not
+chance. Median ranks are told counted from 1, as in papers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from indexes.exact import on_grid
-from indexes.intervals import RESAMPLES, Estimate, bootstrap
+from indexes.intervals import RESAMPLES, Estimate, bootstrap, bootstrap_median
+from indexes.ranking import Right, own_scores, rank
 
 AT = (1, 5, 10)
-_SCORES_AT_ONCE = 1 << 23
+DIRECTIONS = ("picture_to_text", "text_to_picture")
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,22 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall at k, in both directions."""
+    """Recall at k and median rank, in both directions."""
 
     picture_to_text: Mapping[int, Estimate]
     text_to_picture: Mapping[int, Estimate]
+    picture_median: Estimate
+    """Of the ranks of pictures' best captions, from 1."""
+    text_median: Estimate
+    """Of the ranks of captions' pictures, from 1."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        shares = {
             name: {str(k): estimate.to_json() for k, estimate in getattr(self, name).items()}
-            for name in ("picture_to_text", "text_to_picture")
+            for name in DIRECTIONS
         }
+        medians = zip(DIRECTIONS, (self.picture_median, self.text_median), strict=True)
+        return shares | {"median_rank": {name: median.to_json() for name, median in medians}}
 
 
 def ranks(pictures: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> Ranks:
@@ -59,36 +65,25 @@ def ranks(pictures: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> Ranks:
     """
     if pictures.ndim == 2:
         pictures = pictures[:, None]
-    num_pictures, num_queries, embed_dim = pictures.shape
+    num_pictures, _, embed_dim = pictures.shape
     owners = np.asarray(owners, np.int64)
     if texts.shape != (len(owners), embed_dim):
         raise ValueError(f"texts are {texts.shape}, not {(len(owners), embed_dim)}")
     if not ((owners >= 0) & (owners < num_pictures)).all():
         raise ValueError(f"owners are not all among {num_pictures} pictures")
-
-    right = _own_scores(pictures, texts, owners)
-    best = np.full(num_pictures, -np.inf)
-    np.maximum.at(best, owners, right)
-    # All items that score at least as much are counted first; then those that are right go.
-    of_pictures = np.zeros(num_pictures, np.int64)
-    of_captions = np.full(len(owners), -1, np.int64)
-    np.subtract.at(of_pictures, owners[right == best[owners]], 1)
-    side = max(1, int((_SCORES_AT_ONCE / num_queries) ** 0.5))
-    for rows in _blocks(num_pictures, side):
-        queries = on_grid(pictures[rows]).reshape(-1, embed_dim)
-        for columns in _blocks(len(owners), side):
-            scores = on_grid(texts[columns]) @ queries.T
-            scores = scores.reshape(scores.shape[0], -1, num_queries).max(axis=2)
-            of_pictures[rows] += (scores >= best[None, rows]).sum(axis=0)
-            of_captions[columns] += (scores >= right[columns, None]).sum(axis=1)
-    of_pictures[np.isinf(best)] = -1
-    return Ranks(of_pictures, of_captions, owners)
+    captions, texts = np.arange(len(owners)), texts[:, None]
+    own = own_scores(pictures, texts[:, 0], owners)
+    return Ranks(
+        rank(pictures, Right(owners, captions, own), [(0, texts)]).ranks,
+        rank(texts, Right(captions, owners, own), [(0, pictures)]).ranks,
+        owners,
+    )
 
 
 def recall(
     ranks: Ranks, at: Sequence[int] = AT, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Recall:
-    """Recall with 95% intervals, bootstrapped over the pictures that have captions.
+    """Recall and median rank with 95% intervals, bootstrapped over pictures that have captions.
 
     Args:
         ranks: of all queries.
@@ -112,17 +107,24 @@ def recall(
         resamples=resamples,
         seed=seed,
     )
+    of_pictures = ranks.pictures[has_captions]
+    medians = [
+        bootstrap_median(1 + found, whose, count, resamples=resamples, seed=seed)
+        for found, whose in ((of_pictures, np.arange(count)), (ranks.captions, owners))
+    ]
     return Recall(
         dict(zip(at, estimates[: len(ks)], strict=True)),
         dict(zip(at, estimates[len(ks) :], strict=True)),
+        *medians,
     )
 
 
 def chance(owners: np.ndarray, num_pictures: int, at: Sequence[int] = AT) -> Recall:
-    """Recall of a random order of all items, in closed form.
+    """Recall and median rank of a random order of all items, in closed form.
 
-    A caption finds its picture among N with k / N. A picture with m of M captions misses all of
-    them with C(M - m, k) / C(M, k).
+    A caption finds its picture among the first k of N with k / N. A picture with m of M captions
+    misses all of them with C(M - m, k) / C(M, k); its median is the first k of which half of the
+    pictures have one.
 
     Args:
         owners: int[M], the picture of each caption.
@@ -134,33 +136,23 @@ def chance(owners: np.ndarray, num_pictures: int, at: Sequence[int] = AT) -> Rec
     """
     if not len(owners):
         raise ValueError("a share of nothing")
-    counts = np.bincount(owners)
-    counts = counts[counts > 0]
+    sizes, pictures = np.unique(np.bincount(owners), return_counts=True)
+    sizes, pictures = sizes[sizes > 0], pictures[sizes > 0]
+    found = 1 - _all_missed(sizes, len(owners)).T @ pictures / pictures.sum()
     return Recall(
-        {k: _certain(1 - _all_missed(counts, len(owners), k).mean()) for k in at},
+        {k: _certain(found[min(k, len(owners))]) for k in at},
         {k: _certain(min(1, k / num_pictures)) for k in at},
+        _certain(int((found < 0.5).sum())),
+        _certain((num_pictures + 1) / 2),
     )
 
 
-def _all_missed(counts: np.ndarray, total: int, k: int) -> np.ndarray:
-    """float64[...]: chance that none of `counts` is among k of `total`, drawn without return."""
-    drawn = np.arange(min(k, total))
-    return (np.maximum(total - counts[:, None] - drawn, 0) / (total - drawn)).prod(axis=1)
+def _all_missed(sizes: np.ndarray, total: int) -> np.ndarray:
+    """float64[..., total + 1]: chance that none of `sizes` is among the first 0, 1, ... of all."""
+    drawn = np.arange(total)
+    one_more = np.maximum(total - sizes[:, None] - drawn, 0) / (total - drawn)
+    return np.hstack([np.ones((len(sizes), 1)), one_more.cumprod(axis=1)])
 
 
 def _certain(value: float) -> Estimate:
     return Estimate(float(value), float(value), float(value))
-
-
-def _own_scores(pictures: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """float64[M]: each caption's similarity to its own picture."""
-    scores = np.zeros(len(owners))
-    size = max(1, _SCORES_AT_ONCE // (pictures.shape[1] * pictures.shape[2]))
-    for part in _blocks(len(owners), size):
-        own = on_grid(pictures[owners[part]])
-        scores[part] = (own @ on_grid(texts[part])[:, :, None]).max(axis=(1, 2))
-    return scores
-
-
-def _blocks(length: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, length, size)]

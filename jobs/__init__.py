@@ -14,7 +14,8 @@ device      where a command computes that needs no cluster
 results     what it found, as one JSON file
 ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, as data flows
 import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
-evaluate, search, caption, answer    what the trained model can do
+evaluate    what a trained model is worth: retrieval, captions, published sets
+search, caption, answer    what it can do
 search_queries, search_models    queries of all kinds, and the models that answer them
 search_places, search_output    what an index was made of; how what was found is told
 serve       searches over HTTP, with a page

@@ -28,6 +28,8 @@ COMMANDS = {
     "embed": ("Embed", "contrastive embeddings of pictures and captions"),
     "index": ("Index", "embeddings to index/: FAISS, grouped by picture"),
     "evaluate": ("Evaluate", "recall and ITM accuracy on held-out pairs, beside controls"),
+    "evaluate captions": ("EvaluateCaptions", "CIDEr and BLEU-4 of captions that were written"),
+    "evaluate annotations": ("EvaluateAnnotations", "an annotation file to recall, at once"),
     "search": ("Search", "pictures by words, by picture or by both; captions by picture"),
     "serve": ("Serve", "the same over HTTP, with a page"),
     "caption": ("Caption", "captions of pictures, by a checkpoint of either stage"),
@@ -40,12 +42,18 @@ COMMANDS = {
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
 
-_MODULES = {"import": "import_weights", "export": "export_weights"}
+_MODULES = {
+    "import": "import_weights",
+    "export": "export_weights",
+    "evaluate": "evaluate.retrieval",
+    "evaluate captions": "evaluate.captions",
+    "evaluate annotations": "evaluate.annotations",
+}
 """Where the module is of another name: `import` cannot be one."""
 
 _MAKES_NOTHING = (
-    *("import", "export", "evaluate", "search", "serve", "caption", "answer", "report"),
-    *("takedown", "inspect", "plan", "demo"),
+    *("import", "export", "evaluate", "evaluate captions", "search", "serve", "caption"),
+    *("answer", "report", "takedown", "inspect", "plan", "demo"),
 )
 """Commands that have nothing to go on with."""
 
@@ -65,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    command, *rest = arguments
+    command, rest = _command(arguments)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way of Ctrl-C
     try:
@@ -81,6 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
         if made is not None:
             print(f"{made.folder}: {made.summary}")
     return 0
+
+
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and what is left of the arguments."""
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    return " ".join(arguments[:words]), arguments[words:]
 
 
 def _parse(command: str, arguments: list[str]) -> Any:

@@ -62,6 +62,10 @@ class Ingest:
     picture_folder: str | None = None
     """Folder of the pictures that SOURCE lists as files; by default the one it lies in itself."""
 
+    annotation_split: str | None = None
+    """Of a JSON in Karpathy's format only the pictures of this split of his (`test`, `val`, `train`
+    or `restval`); by default all, for curate splits. `viaduct evaluate annotations` uses it."""
+
     shard_rows: int = 1024
     """Rows of the source a shard."""
 
@@ -118,7 +122,9 @@ class Ingest:
     def _source(self) -> Source:
         given = None
         if self.source:
-            given = open_source(self.source, self.columns, self.picture_folder)
+            given = open_source(
+                self.source, self.columns, self.picture_folder, self.annotation_split
+            )
         if self.retry:
             return self._retried(Dataset.open(self.retry, "raw"), given)
         if given is None:

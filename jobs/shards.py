@@ -15,13 +15,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
-from pipeline.shard import ShardRecord
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ _MEMORY_KILL_COST = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig:
+class WorkersConfig:
     """The workers and their patience."""
 
     workers: int | None = None
@@ -55,9 +54,6 @@ class PoolConfig:
     attempts: int = 3
     """Attempts at a shard before it is set aside."""
 
-    publish_incomplete: bool = False
-    """Publish the dataset even if shards were set aside; it then lacks them for good."""
-
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ConfigError(f"attempts: {self.attempts} is not positive")
@@ -68,7 +64,7 @@ class PoolConfig:
         if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
             raise ConfigError("cpus_per_worker, gpus_per_worker: must not be negative")
 
-    def on(self, device: str, threads: int) -> "PoolConfig":
+    def on(self, device: str, threads: int) -> Self:
         """For workers that compute on a device.
 
         On a GPU each has a whole one unless told otherwise, on a CPU a core for each thread.
@@ -76,6 +72,14 @@ class PoolConfig:
         if device == "cpu":
             return replace(self, cpus_per_worker=max(self.cpus_per_worker, float(threads)))
         return replace(self, gpus_per_worker=self.gpus_per_worker or 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(WorkersConfig):
+    """The workers and their patience."""
+
+    publish_incomplete: bool = False
+    """Publish the dataset even if shards were set aside; it then lacks them for good."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,24 @@ class Task:
     """Captions that come in, for the account if the shard is set aside."""
 
 
+Record = TypeVar("Record")
+"""What a worker returns of a shard: its record where it writes one, or a small result."""
+
+
 @dataclass(frozen=True)
-class Made:
+class Made(Generic[Record]):
     """A shard with what its making took, where a worker tells it."""
 
-    record: ShardRecord
+    record: Record
     sums: Mapping[str, float] = field(default_factory=dict)
     """What adds up over shards, such as seconds; for run.json, no part of a digest."""
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[Record]):
     """How a run ended."""
 
-    done: dict[int, ShardRecord] = field(default_factory=dict)
+    done: dict[int, Record] = field(default_factory=dict)
     set_aside: dict[int, str] = field(default_factory=dict)
     """Shard to the reason of its last attempt."""
     damaged: bool = False
@@ -116,7 +124,7 @@ class Outcome:
     """Largest resident memory of a worker."""
 
 
-MakeWorker = Callable[[], Callable[[Task], ShardRecord | Made]]
+MakeWorker = Callable[[], Callable[[Any], Record | Made[Record]]]
 """Runs once in each worker process; what it returns makes one shard after another."""
 
 
@@ -166,18 +174,18 @@ class _Slot:
 
 
 def run_shards(
-    make_worker: MakeWorker,
+    make_worker: MakeWorker[Record],
     tasks: Iterable[Task],
-    config: PoolConfig,
+    config: WorkersConfig,
     on_done: Callable[[Task], None] = lambda task: None,
     *,
     at_once: int = 1,
-) -> Outcome:
+) -> Outcome[Record]:
     """Make shards in parallel until each is made or set aside.
 
     Args:
         make_worker: pickled to each worker process, once.
-        tasks: the shards.
+        tasks: the shards; what a subclass of Task carries along reaches the worker.
         config: see there.
         on_done: called with each task that is made.
         at_once: shards that a worker is called with at once, each in a thread of its own; the
@@ -195,7 +203,7 @@ class _Pool:
         self,
         make_worker: MakeWorker,
         tasks: list[Task],
-        config: PoolConfig,
+        config: WorkersConfig,
         on_done: Callable[[Task], None],
         at_once: int,
     ) -> None:
@@ -217,7 +225,7 @@ class _Pool:
         self._has_started = False
         self._failed_starts = 0
         self._start_not_before = 0.0
-        self._outcome = Outcome()
+        self._outcome: Outcome[Any] = Outcome()
 
     def run(self) -> Outcome:
         size = num_workers(self._config) if self._queue else 0
@@ -380,7 +388,7 @@ class _Pool:
                 ray.kill(slot.actor)
 
 
-def num_workers(config: PoolConfig) -> int:
+def num_workers(config: WorkersConfig) -> int:
     """How many workers the cluster holds, or as many as asked for.
 
     Raises:

@@ -81,15 +81,15 @@ def load_weights(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
         raise DatasetError(f"{checkpoint.folder}: weights: {' '.join(lines[:2])}") from error
 
 
-def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> VisionEncoder:
-    """The frozen encoder whose features a checkpoint was trained on.
+def encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> EncoderConfig:
+    """How to load the frozen encoder whose features a checkpoint was trained on.
 
     Args:
         checkpoint: of any stage.
         weights: where its weights are, if they were a file then, or its folder has moved.
 
     Raises:
-        ConfigError: it cannot be loaded, or its weights are others.
+        ConfigError: they were a file, which is not named.
     """
     spec = checkpoint.encoder
     if weights is None and spec.weights == "file":
@@ -103,7 +103,17 @@ def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> Visio
     )
     if weights is not None and spec.name.startswith("hf:"):
         config = replace(config, encoder=f"hf:{weights}", weights="pretrained")
-    encoder = load_encoder(config)
+    return config
+
+
+def load_encoder_of(checkpoint: Checkpoint, weights: str | None = None) -> VisionEncoder:
+    """The frozen encoder whose features a checkpoint was trained on; arguments as `encoder_of`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its weights are others.
+    """
+    spec = checkpoint.encoder
+    encoder = load_encoder(encoder_of(checkpoint, weights))
     if encoder.spec.weights_digest != spec.weights_digest:
         raise ConfigError(
             f"{checkpoint.folder}: was trained on features of {spec.name} with weights "

@@ -19,7 +19,7 @@ from model.packing import Texts
 from model.pretrained.architectures import language_shape
 from model.pretrained.image_tokens import checked_tokens, is_vit
 from model.pretrained.vision_tower import VisionTower
-from model.qformer import QFormerConfig
+from model.qformer import QFormerConfig, Seen
 from model.stage1 import Stage1, Stage1Batch
 from model.stage2 import Stage2
 from pipeline.errors import ConfigError, first_line
@@ -65,6 +65,16 @@ class EmbedCost:
     picture: float
     caption: float
     """Operations."""
+
+
+@dataclass(frozen=True)
+class MatchCost:
+    """Of ITM over pictures and their candidates, forward."""
+
+    picture: float
+    """Its keys and values, once for all its texts."""
+    pair: float
+    """A text and a picture that see each other."""
 
 
 def empty_encoder(name: str) -> tuple[Any, tuple[int, int, int]]:
@@ -223,6 +233,20 @@ def embed_cost(config: QFormerConfig, num_tokens: int, caption_tokens: int) -> E
         captions, rows = counted(lambda: stage1.qformer.read(batch.texts))
         heads, _ = counted(lambda: stage1.text_proj(rows[:_PAIRS]))
     return EmbedCost(pictures / _PAIRS, (captions + heads) / _PAIRS)
+
+
+def match_cost(config: QFormerConfig, num_tokens: int, caption_tokens: int) -> MatchCost:
+    """ITM of a picture with texts.
+
+    Args:
+        config, num_tokens, caption_tokens: as `stage1_cost`.
+    """
+    with META:
+        stage1 = Stage1(config, tokenizer=None).requires_grad_(False)  # type: ignore[arg-type]
+        batch = stage1_batch(config, _PAIRS, num_tokens, caption_tokens)
+        pictures, keys = counted(lambda: stage1.image_keys(batch.tokens))
+        pairs, _ = counted(lambda: stage1.match_logits([Seen(keys)], batch.texts))
+    return MatchCost(pictures / _PAIRS, pairs / _PAIRS)
 
 
 def counted(run: Callable[[], Any]) -> tuple[int, Any]:

@@ -65,7 +65,8 @@ def pair_up(stage1: Stage1, texts: Sequence[Sequence[str]]) -> Pairs:
     ids, which = encoded.unique(dim=0, return_inverse=True)
     owner = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(t) for t in texts]))
     pairs, place = torch.stack([owner, which], dim=1).unique(dim=0, return_inverse=True)
-    return Pairs(ids, ids != stage1.tokenizer.pad, *pairs.T, place)
+    picture, text = pairs.T
+    return Pairs(ids, ids != stage1.tokenizer.pad, picture, text, place)
 
 
 def pair_cosines(

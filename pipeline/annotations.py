@@ -5,6 +5,7 @@ The whole JSON is in memory while it is read: they are of a few hundred megabyte
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,22 +33,31 @@ class AnnotationSource:
 
     In COCO's format (https://cocodataset.org/#format-data) they are those of `annotations` whose
     `image_id` is the picture's. In Karpathy's each picture has its `sentences`, and `filepath` is
-    the folder of its `filename`, where there is one; his `split` is left alone: curate splits.
+    the folder of its `filename`, where there is one. His `split` is left alone, for curate splits,
+    unless only the pictures of one are asked for.
     """
 
     locations = "file"
 
-    def __init__(self, file: SourceFile, folder: Path, keep: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        file: SourceFile,
+        folder: Path,
+        keep: tuple[str, ...] = (),
+        split: str | None = None,
+    ) -> None:
         """Name the files; nothing is read yet.
 
         Args:
             file: the JSON.
             folder: in which the pictures lie.
             keep: further fields of each picture to carry along.
+            split: of Karpathy's format the pictures of this split alone; None takes all.
         """
         self.file = file
         self.folder = folder
         self.extra = text_fields(keep)
+        self.split = split
 
     @property
     def open_fetcher(self) -> Callable[[FetchConfig], Fetcher]:
@@ -55,6 +65,8 @@ class AnnotationSource:
 
     def digest(self) -> str:
         read_as = " ".join(["annotations", *(field.name for field in self.extra or ())])
+        if self.split is not None:
+            read_as += f" split={self.split}"
         return hashlib.sha256(f"{read_as} {self.file.digest()}".encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:
@@ -69,8 +81,26 @@ class AnnotationSource:
         names = [field.name for field in self.extra]
         return extra_column({n: [image.get(n) for image in images] for n in names}, self.extra)
 
+    def splits(self) -> dict[str, int]:
+        """How many pictures each split of Karpathy's has; nothing of COCO's format."""
+        return dict(Counter(image["split"] for _, _, image in self._read() if "split" in image))
+
     def _pairs(self) -> list[_Pair]:
         """The path in the picture folder and the captions of each picture."""
+        pairs = self._read()
+        if self.split is not None:
+            chosen = [pair for pair in pairs if pair[2].get("split") == self.split]
+            if not chosen:
+                there = sorted({str(image.get("split")) for _, _, image in pairs} - {"None"})
+                known = f"there are {', '.join(there)}" if there else "its pictures have none"
+                raise ConfigError(f"{self.file}: no picture of the split {self.split!r}; {known}")
+            pairs = chosen
+        for field in self.extra or ():
+            if pairs and not any(field.name in image for _, _, image in pairs):
+                raise self._error(f"no picture has the field {field.name!r}")
+        return pairs
+
+    def _read(self) -> list[_Pair]:
         try:
             with self.file.stream() as stream:
                 content = json.loads(stream.read())
@@ -78,15 +108,12 @@ class AnnotationSource:
             raise ConfigError(f"{self.file}: cannot be read: {first_line(error)}") from error
         try:
             coco = "annotations" in _of(dict, content, "the file")
-            pairs = _coco(content) if coco else _karpathy(content)
-            for field in self.extra or ():
-                if pairs and not any(field.name in image for _, _, image in pairs):
-                    raise _Malformed(f"no picture has the field {field.name!r}")
-            return pairs
+            return _coco(content) if coco else _karpathy(content)
         except _Malformed as error:
-            raise ConfigError(
-                f"{self.file}: {error}; COCO captions or Karpathy's format is needed"
-            ) from None
+            raise self._error(str(error)) from None
+
+    def _error(self, what: str) -> ConfigError:
+        return ConfigError(f"{self.file}: {what}; COCO captions or Karpathy's format is needed")
 
 
 class _Malformed(Exception):
@@ -118,6 +145,8 @@ def _karpathy(content: dict[str, Any]) -> list[_Pair]:
         where = f"images[{number}]"
         sentences = _list(image, "sentences", where)
         name = _get(str, image, "filename", where)
+        if "split" in image:
+            _get(str, image, "split", where)
         below = _get(str, image, "filepath", where) if "filepath" in image else ""
         captions = [
             _text(sentence, "raw", f"{where}.sentences[{n}]")

@@ -125,6 +125,43 @@ class Embeddings:
     """float32[M, E]"""
 
 
+def embedded_rows(
+    images: Shard, texts: Shard | None = None, keep: np.ndarray | None = None
+) -> np.ndarray:
+    """int64[N], ascending: the rows of a shard that have vectors and are not taken down.
+
+    Args:
+        images, texts, keep: as `shard_embeddings` has them.
+    """
+    wanted = images.table.column("vectors").is_valid().to_numpy() & images.live.to_numpy()
+    if texts is not None:
+        wanted &= texts.table.column("vectors").is_valid().to_numpy() & texts.live.to_numpy()
+    if keep is not None:
+        wanted &= keep
+    return np.flatnonzero(wanted)
+
+
+def picture_vectors(images: Shard, rows: np.ndarray) -> np.ndarray:
+    """float32[N, Q, E] of rows of a shard of `image_embeddings` that have vectors."""
+    column = images.table.column("vectors")
+    taken = column.take(pa.array(rows)).combine_chunks()
+    return taken.storage.flatten().to_numpy().reshape(-1, *column.type.shape)
+
+
+def caption_counts(texts: Shard, rows: np.ndarray) -> np.ndarray:
+    """int32[N]: how many vectors rows of a shard of `text_embeddings` have."""
+    lists = texts.table.column("vectors").take(pa.array(rows)).combine_chunks()
+    return pc.list_value_length(lists).fill_null(0).to_numpy()
+
+
+def caption_vectors(texts: Shard, rows: np.ndarray) -> np.ndarray:
+    """float32[M, E]: the vectors of rows of a shard of `text_embeddings`, one after the other."""
+    column = texts.table.column("vectors")
+    lists = column.take(pa.array(rows)).combine_chunks()
+    flat = pc.list_flatten(pc.list_flatten(lists)).to_numpy()
+    return flat.reshape(-1, column.type.value_type.list_size)
+
+
 def shard_embeddings(
     images: Shard, texts: Shard | None = None, keep: np.ndarray | None = None
 ) -> Embeddings:
@@ -137,27 +174,18 @@ def shard_embeddings(
         texts: of `text_embeddings`; without it there are no captions.
         keep: bool[rows], which rows are wanted; None takes all.
     """
-    column = images.table.column("vectors")
-    wanted = column.is_valid().to_numpy() & images.live.to_numpy()
-    if texts is not None:
-        wanted &= texts.table.column("vectors").is_valid().to_numpy() & texts.live.to_numpy()
-    if keep is not None:
-        wanted &= keep
-    rows = np.flatnonzero(wanted)
-    taken = column.take(pa.array(rows)).combine_chunks()
-    pictures = taken.storage.flatten().to_numpy().reshape(-1, *column.type.shape)
+    rows = embedded_rows(images, texts, keep)
+    pictures = picture_vectors(images, rows)
     if texts is None:
         none = np.zeros(0, np.int64)
         return Embeddings(rows, pictures, none, none.astype(np.int32), pictures[:0, 0])
-    captions = texts.table.select(["ordinals", "vectors"]).take(pa.array(rows)).combine_chunks()
-    lists, ordinals = (captions.column(name) for name in ("vectors", "ordinals"))
-    counts = pc.list_value_length(lists).fill_null(0).to_numpy()
+    ordinals = texts.table.column("ordinals").take(pa.array(rows)).combine_chunks()
     return Embeddings(
         rows,
         pictures,
-        np.repeat(np.arange(len(rows)), counts),
+        np.repeat(np.arange(len(rows)), caption_counts(texts, rows)),
         pc.list_flatten(ordinals).to_numpy(),
-        pc.list_flatten(pc.list_flatten(lists)).to_numpy().reshape(-1, pictures.shape[2]),
+        caption_vectors(texts, rows),
     )
 
 

@@ -50,7 +50,12 @@ class Source(Protocol):
         ...
 
 
-def open_source(location: str, columns: SourceColumns, picture_folder: str | None = None) -> Source:
+def open_source(
+    location: str,
+    columns: SourceColumns,
+    picture_folder: str | None = None,
+    annotation_split: str | None = None,
+) -> Source:
     """Find out what kind of source this is.
 
     Args:
@@ -62,6 +67,8 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
         columns: which columns of a table to read.
         picture_folder: where the pictures lie that a table or an annotation file lists; by default
             its folder.
+        annotation_split: of an annotation file in Karpathy's format the pictures of this split
+            alone.
 
     Raises:
         ConfigError: there is no such file, it is of another kind, or it lacks a column.
@@ -69,6 +76,11 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
     pictures = _local_folder(picture_folder) if picture_folder else None
     found = find(location)
     files = _tables(found) if isinstance(found, Folder) else found
+    if len(files) == 1 and files[0].format == ".json":
+        folder = pictures or own_folder(files)
+        return AnnotationSource(files[0], folder, columns.kept, annotation_split)
+    if annotation_split is not None:
+        raise ConfigError(f"annotation_split: {location} is no annotation file (.json)")
     if isinstance(found, Folder) and not files:
         if pictures or not found.is_local:
             raise ConfigError(f"{location}: holds no table")
@@ -81,8 +93,6 @@ def open_source(location: str, columns: SourceColumns, picture_folder: str | Non
                 f"picture_folder: {pictures} is not used, {files[0]} has the pictures"
             )
         return TarSource(files, columns.kept, columns.caption_column)
-    if len(files) == 1 and files[0].format == ".json":
-        return AnnotationSource(files[0], pictures or own_folder(files), columns.kept)
     for file in files:
         if file.format == ".json":
             raise ConfigError(f"{file}: is '.json', which is read alone; name one")

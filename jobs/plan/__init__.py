@@ -16,9 +16,9 @@ from typing import Literal
 from jobs.plan.caching import caching
 from jobs.plan.calibrate import calibrate
 from jobs.plan.rates import Calibration, Rates
-from jobs.plan.steps import Machines, Run, steps_of
+from jobs.plan.steps import Evaluated, Machines, Run, steps_of
 from jobs.plan.table import Prices, as_json, as_text, costs
-from model.costs import embed_cost, encoder_cost, stage1_cost, stage2_cost
+from model.costs import embed_cost, encoder_cost, match_cost, stage1_cost, stage2_cost
 from model.start import StartConfig, planned_size
 from pipeline.errors import ConfigError
 
@@ -78,6 +78,15 @@ class Plan:
     captions_per_picture: float = 1.0
     """Captions of a picture on average, for their embeddings."""
 
+    test_pictures: int = 5000
+    """Pictures that are evaluated on; COCO's test split has so many."""
+
+    test_captions: int = 25_000
+    """Captions that they have."""
+
+    rerank: int = 128
+    """Candidates of each of these that ITM puts in order, as in viaduct evaluate."""
+
     calibrate: bool = False
     """Measure this machine, with --encoder, and write --rates-file instead of a plan. Takes about a
     minute; nothing else should run."""
@@ -94,12 +103,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         counts = ("pairs", "rows", "cores", "views", "stage1_steps", "stage1_batch_size")
-        for name in (*counts, "stage2_steps", "stage2_batch_size"):
+        counts += ("stage2_steps", "stage2_batch_size", "test_pictures", "test_captions")
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not positive")
-        if self.gpus < 0:
-            raise ConfigError(f"gpus: {self.gpus} is negative")
+        for name in ("gpus", "rerank"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
         if self.caption_tokens < 3:
             raise ConfigError(f"caption_tokens: {self.caption_tokens} is less than 3")
         if self.captions_per_picture < 0:
@@ -156,6 +167,10 @@ class Plan:
             stage1=stage1_cost(*shape),
             stage2=stage2_cost(size, self.language_model, *shape[1:]),
             embed=embed_cost(*shape),
+            match=match_cost(*shape),
+            evaluated=Evaluated(
+                pictures=self.test_pictures, captions=self.test_captions, rerank=self.rerank
+            ),
         )
 
     def _calibrate(self) -> None:

@@ -1,11 +1,11 @@
 """What each step of a run computes, reads and writes, and how long that takes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobs.plan.rates import GB, Rates
-from model.costs import EmbedCost, EncoderCost, TrainCost
+from model.costs import EmbedCost, EncoderCost, MatchCost, TrainCost
 from model.qformer import QFormerConfig
 from pipeline.errors import ConfigError
 from pipeline.schemas import features_schema
@@ -52,6 +52,12 @@ class Machines:
         else:
             peak = self.cores * self.rates.needed("core_gflops") * 1e9
         return flops / (peak * self.rates.needed(share))
+
+    def product_s(self, products: float) -> float:
+        """Seconds of all cores for so many products with their sums in float64, at half the rate of
+        float32; 0 where that is unknown."""
+        peak = self.cores * (self.rates.core_gflops or 0) * 1e9
+        return 2 * 2 * products / peak if peak else 0.0
 
     def core_s(self, pictures: float, rate: str) -> float:
         """Seconds of all cores for so many pictures, at the rate of this name."""
@@ -125,6 +131,23 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What is evaluated on."""
+
+    pictures: float
+    captions: float
+    """Of all of them."""
+    rerank: float
+    """Candidates of each query that ITM puts in order."""
+
+    @property
+    def pairs(self) -> float:
+        """Pairs that ITM sees, at most: those of both directions may be the same."""
+        queries = self.pictures * min(self.rerank, self.captions)
+        return queries + self.captions * min(self.rerank, self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run, in the numbers that decide what it costs."""
 
@@ -143,6 +166,8 @@ class Run:
     stage1: TrainCost
     stage2: TrainCost
     embed: EmbedCost
+    match: MatchCost
+    evaluated: Evaluated
 
     @property
     def token_bytes(self) -> int:
@@ -235,6 +260,22 @@ def steps_of(run: Run, machines: Machines) -> Iterator[Step]:
         read=run.pairs * run.token_bytes,
         write=vectors + captions,
     )
+    yield _evaluation(run, machines, step)
     yield step(
         "index", run.pairs, read=vectors + captions, write=vectors + captions + queries * _ID_BYTES
+    )
+
+
+def _evaluation(run: Run, machines: Machines, step: Callable[..., Step]) -> Step:
+    """Evaluation: ITC on the cores, in float64 and for each direction, then ITM."""
+    its = run.evaluated
+    products = its.pictures * its.captions * run.qformer.num_queries * run.qformer.embed_dim
+    seen = its.pictures * run.match.picture if its.rerank else 0.0
+    vectors = its.pictures * run.vector_bytes
+    return step(
+        "evaluate",
+        its.pictures,
+        device_s=machines.device_s(seen + its.pairs * run.match.pair, "train_share"),
+        core_s=machines.product_s(2 * products),
+        read=vectors + (its.pictures * run.token_bytes if its.rerank else 0.0),
     )

@@ -92,6 +92,7 @@ def as_json(
             "stage1": asdict(run.stage1),
             "stage2": asdict(run.stage2),
             "embed": asdict(run.embed),
+            "match": asdict(run.match),
             "token_bytes": run.token_bytes,
         },
         "rates": asdict(rates),

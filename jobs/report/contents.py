@@ -262,6 +262,11 @@ def _evaluation(value: Any, where: str) -> Mapping[str, Any]:
                 for estimate in of[direction].values():
                     _ = [float(estimate[part]) for part in ("value", "low", "high")]
         _ = int(value["num_pictures"]), int(value["num_captions"]), str(value["split"])
+        if value.get("rerank"):
+            _ = int(value["rerank"]["k"])
+        if value.get("leaks"):
+            kinds = ("num_pictures", "same_uid", "same_pixels", "alike")
+            _ = [int(value["leaks"][kind]) for kind in kinds]
     return value
 
 

@@ -21,7 +21,12 @@ from jobs.report.wording import percent
 from pipeline.candidates import SYNTHETIC, WEB
 
 DIRECTIONS = {"picture_to_text": "Picture to text", "text_to_picture": "Text to picture"}
-MODELS = {"q_former": "Q-Former", "ridge": "Ridge control", "chance": "Chance"}
+MODELS = {
+    "q_former": "Q-Former",
+    "reranked": "re-ranked by ITM",
+    "ridge": "Ridge control",
+    "chance": "Chance",
+}
 RANKS = ("1", "5", "10")
 SOURCES = {WEB: "from the web", SYNTHETIC: "written by a model"}
 QUANTITIES = {"itm": "match probability", "itc": "similarity"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indexes import intervals
-from indexes.intervals import Estimate, bootstrap
+from indexes.intervals import Estimate, bootstrap, bootstrap_median
 
 
 def one(hits, counts, **options) -> Estimate:
@@ -85,3 +85,37 @@ def test_a_share_of_nothing_is_refused():
         bootstrap(np.zeros((0, 2)), np.zeros((0, 2)))
     with pytest.raises(ValueError, match="counts"):
         bootstrap(np.zeros((2, 2)), np.zeros((2, 3)))
+
+
+# Medians
+
+
+@pytest.mark.parametrize("num_trials", [40, 41])
+def test_a_median_is_that_of_resamples_drawn_one_by_one(num_trials):
+    dice = np.random.default_rng(0)
+    owners = dice.integers(0, 15, num_trials)
+    values = dice.integers(0, 12, num_trials)
+    found = bootstrap_median(values, owners, 15, resamples=200, seed=7)
+    draws = np.random.default_rng(7)
+    medians = []
+    for _ in range(200):
+        times = draws.multinomial(15, [1 / 15] * 15)
+        drawn = [v for v, p in zip(values, owners, strict=True) for _ in range(times[p])]
+        medians.append(np.median(drawn))
+    assert found.value == np.median(values)
+    assert (found.low, found.high) == tuple(np.quantile(medians, [0.025, 0.975]))
+    assert found.low < found.high
+
+
+def test_a_median_does_not_depend_on_blocks(monkeypatch):
+    values, owners = np.arange(60) % 17, np.repeat(np.arange(20), 3)
+    first = bootstrap_median(values, owners, 20, resamples=50)
+    monkeypatch.setattr(intervals, "_WEIGHTS_AT_ONCE", 130)
+    assert bootstrap_median(values, owners, 20, resamples=50) == first
+
+
+def test_a_median_of_few_is_told_and_of_nothing_refused():
+    one_of_two = bootstrap_median(np.array([3]), np.array([1]), 2, resamples=50)
+    assert one_of_two == Estimate(3.0, 3.0, 3.0)
+    with pytest.raises(ValueError, match="nothing"):
+        bootstrap_median(np.zeros(0), np.zeros(0, np.int64), 2)

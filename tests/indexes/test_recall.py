@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexes import recall as module
+from indexes import ranking
 from indexes.exact import on_grid
 from indexes.recall import Ranks, chance, ranks, recall
 
@@ -65,14 +65,15 @@ def test_ranks_are_those_by_hand_however_many_ties(case):
     assert found(*case) == by_hand(*case)
 
 
-@pytest.mark.parametrize("at_once", [1, 40, 700, 1 << 23])
-def test_ranks_do_not_depend_on_the_blocks(monkeypatch, at_once):
+@pytest.mark.parametrize(("side", "vectors"), [(1, 1), (7, 40), (30, 9), (512, 1 << 14)])
+def test_ranks_do_not_depend_on_the_blocks(monkeypatch, side, vectors):
     dice = np.random.default_rng(0)
     owners = dice.integers(0, 30, 70).tolist()  # some pictures have no caption, in no order
     pictures, texts = unit(30, 3, 8), unit(70, 8, seed=1)
     pictures[20:25] = pictures[:5]
     texts[50:] = texts[:20]
-    monkeypatch.setattr(module, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(ranking, "_SIDE", side)
+    monkeypatch.setattr(ranking, "_VECTORS_AT_ONCE", vectors)
     assert found(pictures, texts, owners) == by_hand(pictures, texts, owners)
 
 
@@ -120,6 +121,15 @@ def test_recall_counts_ranks_below_k():
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
+def test_median_ranks_count_from_one_and_are_of_queries():
+    owners = np.array([0, 0, 0, 2, 3])
+    made = recall(Ranks(np.array([0, -1, 4, 5]), np.array([0, 0, 9, 10, 1]), owners))
+    assert made.picture_median.value == 5  # of 1, 5 and 6
+    assert made.text_median.value == 2  # of 1, 1, 10, 11 and 2
+    for estimate in (made.picture_median, made.text_median):
+        assert 1 <= estimate.low <= estimate.value <= estimate.high <= 11
+
+
 def test_pictures_without_captions_are_not_among_those_that_are_resampled():
     dice = np.random.default_rng(0)
     has = np.array([True, False] * 15 + [False, True, True])
@@ -145,10 +155,12 @@ def test_intervals_are_of_pictures_with_all_their_captions():
 def test_json_is_as_evaluation_json_has_it():
     owners = np.repeat(np.arange(3), 2)
     made = json.loads(json.dumps(recall(ranks(unit(3, 4), unit(6, 4), owners)).to_json()))
-    assert list(made) == ["picture_to_text", "text_to_picture"]
+    medians = made.pop("median_rank")
+    assert list(made) == list(medians) == ["picture_to_text", "text_to_picture"]
     for direction in made.values():
         assert list(direction) == ["1", "5", "10"]
         assert all(list(share) == ["value", "low", "high"] for share in direction.values())
+    assert all(list(median) == ["value", "low", "high"] for median in medians.values())
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6, 7, 10])
@@ -166,6 +178,15 @@ def test_chance_is_that_of_all_possible_draws(counts, k):
     assert made.picture_to_text[k].value == pytest.approx(sum(shares) / len(shares), abs=1e-12)
     assert by_text.value == min(1, k / num_pictures)
     assert by_text.low == by_text.value == by_text.high
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [3, 1, 2], [0, 4, 2, 1], [7], [1, 9]])
+def test_the_median_rank_of_chance_is_the_first_that_half_of_all_orders_reach(counts):
+    owners = [picture for picture, count in enumerate(counts) for _ in range(count)]
+    made = chance(np.array(owners), len(counts), at=range(1, len(owners) + 1))
+    reached = [k for k, found in made.picture_to_text.items() if found.value >= 0.5]
+    assert made.picture_median.value == reached[0]
+    assert made.text_median.value == np.median(range(1, len(counts) + 1))
 
 
 def test_chance_is_what_random_vectors_reach():

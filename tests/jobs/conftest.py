@@ -256,6 +256,17 @@ def other(tmp_path_factory, stage1_command, rank_here) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def embeddings(tmp_path_factory, data, unbroken) -> Path:
+    """`image_embeddings` and `text_embeddings` of all pictures; not to be changed."""
+    out = tmp_path_factory.mktemp("answers") / "embeddings"
+    run(
+        *("embed", "--checkpoint", unbroken, "--out", out),
+        *("--features", data / "features", "--captions", data / "pairs"),
+    )
+    return out
+
+
 @pytest.fixture
 def disturb(monkeypatch) -> Callable:
     """Has something done in a rank before the losses of a step: `disturb(step, what)`.

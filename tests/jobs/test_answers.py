@@ -1,11 +1,10 @@
-"""From a trained checkpoint to answers: embed, index, search, evaluate.
+"""From a trained checkpoint to answers: embed, index, search.
 
 The checkpoint was trained on features of a timm ViT with random weights (`data`, `unbroken`).
 """
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.accounting import Account
 from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
-from pipeline.embeddings import first_rows, read_embeddings, split_rows
+from pipeline.embeddings import first_rows, read_embeddings
 from pipeline.features import token_columns
 from pipeline.loader import Pairs
 from pipeline.shard import commit_table
@@ -34,17 +33,6 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def run(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
-
-
-@pytest.fixture(scope="module")
-def embeddings(tmp_path_factory, data, unbroken) -> Path:
-    """`image_embeddings` and `text_embeddings` of all pictures; not to be changed."""
-    out = tmp_path_factory.mktemp("answers") / "embeddings"
-    run(
-        *("embed", "--checkpoint", unbroken, "--out", out),
-        *("--features", data / "features", "--captions", data / "pairs"),
-    )
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -181,117 +169,16 @@ def test_an_index_or_features_of_another_checkpoint_are_refused(
     run("index", embeddings, *where)
     line = refused("search", tmp_path / "index", "a picture", "--checkpoint", other)
     assert given in line
-    line = refused(*evaluation(embeddings, data, other))
-    assert f"was made by checkpoint {made}, not by {other} ({given})" in line
-
-
-# Evaluate
-
-
-def evaluation(embeddings: Path, data: Path, checkpoint: Path, *options: object) -> list[object]:
     where = ("--features", data / "features", "--captions", data / "pairs")
-    return ["evaluate", embeddings, "--checkpoint", checkpoint, *where, *options]
-
-
-SHARES = {"value", "low", "high"}
-
-
-def check_shares(recall: dict) -> None:
-    for direction in ("picture_to_text", "text_to_picture"):
-        found = recall[direction]
-        assert set(found) == {"1", "5", "10"}
-        for share in found.values():
-            assert set(share) == SHARES
-            assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
-        assert found["1"]["value"] <= found["5"]["value"] <= found["10"]["value"]
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory, embeddings, data, unbroken) -> Callable[..., dict]:
-    def result(*options: object) -> dict:
-        out = tmp_path_factory.mktemp("evaluation") / "deep" / "evaluation.json"
-        run(*evaluation(embeddings, data, unbroken, *options, "--out", out))
-        return json.loads(out.read_text())
-
-    return result
-
-
-def test_recall_and_matching_are_measured_beside_chance_and_the_control(
-    result, embeddings, data, unbroken, bert_folder
-):
-    found = result("--control", f"hf:{bert_folder}")
-    pairs = Dataset.open(str(data / "pairs"))
-    images = Dataset.open(str(embeddings / "image_embeddings"))
-    texts = Dataset.open(str(embeddings / "text_embeddings"))
-    held = read_embeddings(images, texts, split_rows(pairs, "test"))
-    assert found["split"] == "test"
-    assert found["num_pictures"] == len(held.pictures) > 5
-    assert found["num_captions"] == len(held.texts) > 5
-    assert found["checkpoint"] == Checkpoint.open(str(unbroken)).digest
-    assert set(found["recall"]) == {"q_former", "ridge", "chance"}
-    for recall in found["recall"].values():
-        check_shares(recall)
-    for direction in found["recall"]["chance"].values():
-        assert all(share["low"] == share["value"] == share["high"] for share in direction.values())
-    itm = found["itm"]
-    assert set(itm) == {"accuracy", "prior", "num_pairs"}
-    assert itm["accuracy"]["low"] <= itm["accuracy"]["value"] <= itm["accuracy"]["high"]
-    assert itm["prior"] == pytest.approx(2 / 3)
-    owned = len(Pairs(Dataset.open(str(data / "features")), pairs, "test"))
-    assert itm["num_pairs"] == 3 * owned  # no two captions are equal here
-
-
-def test_recall_is_that_of_a_slow_count(result, embeddings, data):
-    pairs = Dataset.open(str(data / "pairs"))
-    images = Dataset.open(str(embeddings / "image_embeddings"))
-    texts = Dataset.open(str(embeddings / "text_embeddings"))
-    held = read_embeddings(images, texts, split_rows(pairs, "test"))
-    scores = np.einsum("nqe,me->nmq", held.pictures, held.texts).max(axis=2)
-    told = [picture for picture in range(len(scores)) if (held.owners == picture).any()]
-    firsts = [held.owners[scores[picture].argmax()] == picture for picture in told]
-    found = result("--control", "none")["recall"]["q_former"]
-    assert found["picture_to_text"]["1"]["value"] == pytest.approx(np.mean(firsts))
-    owners = held.owners
-    firsts = [scores[:, text].argmax() == owners[text] for text in range(len(owners))]
-    assert found["text_to_picture"]["1"]["value"] == pytest.approx(np.mean(firsts))
-
-
-def test_without_a_control_there_is_none(result):
-    found = result("--control", "none", "--split", "validation")
-    assert found["split"] == "validation"
-    assert set(found["recall"]) == {"q_former", "chance"}
-    assert result("--control", "none", "--split", "validation") == found
-
-
-def test_an_evaluation_is_printed_as_a_table_or_as_json(embeddings, data, unbroken, capsys):
-    capsys.readouterr()
-    run(*evaluation(embeddings, data, unbroken, "--control", "none", "--json"))
-    told = json.loads(capsys.readouterr().out)
-    run(*evaluation(embeddings, data, unbroken, "--control", "none"))
-    table = capsys.readouterr().out
-    value = told["recall"]["q_former"]["picture_to_text"]["10"]["value"]
-    assert f"{100 * value:.1f}" in table
-    assert f"test: {told['num_pictures']} pictures, {told['num_captions']} captions" in table
-    assert f"ITM accuracy {100 * told['itm']['accuracy']['value']:.1f}" in table
-
-
-def test_an_empty_split_is_refused(tmp_path, embeddings, data, unbroken, refused):
-    shutil.copytree(data / "pairs", tmp_path / "pairs")
-    pairs = Dataset.open(str(tmp_path / "pairs"))
-    for name in ("text_embeddings", "image_embeddings"):
-        shutil.copytree(embeddings / name, tmp_path / "embeddings" / name)
-    for shard in pairs.shards():
-        rows = shard.table.select(["uid", "split"]).to_pylist()
-        uids = [row["uid"] for row in rows if row["split"] == "test"]
-        add_tombstones(Dataset.open(str(tmp_path / "embeddings/text_embeddings")).folder, uids)
-    where = ("--captions", tmp_path / "pairs", "--control", "none")
-    line = refused(*evaluation(tmp_path / "embeddings", data, unbroken, *where))
-    assert f"{tmp_path}/pairs: its split 'test' has no caption" in line
+    line = refused("evaluate", embeddings, "--checkpoint", other, *where)
+    assert f"was made by checkpoint {made}, not by {other} ({given})" in line
 
 
 def test_a_checkpoint_of_stage_2_evaluates_and_embeds_nothing(
     tmp_path, embeddings, data, stage2, refused
 ):
-    assert "is of stage 2; stage 1 is needed" in refused(*evaluation(embeddings, data, stage2))
+    where = ("--features", data / "features", "--captions", data / "pairs")
+    line = refused("evaluate", embeddings, "--checkpoint", stage2, *where)
+    assert "is of stage 2; stage 1 is needed" in line
     command = ("embed", "--checkpoint", stage2, "--out", tmp_path, "--features", data / "features")
     assert "is of stage 2; stage 1 is needed" in refused(*command)

@@ -30,7 +30,7 @@ def fails(capsys):
 def test_help_of_every_command_shows_each_option_with_its_default(capsys):
     for command in COMMANDS:
         with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
+            main([*command.split(), "--help"])
         assert stop.value.code == 0
         text = capsys.readouterr().out
         options = re.findall(r"^\S* ?--([a-z-]+)", text, flags=re.MULTILINE)
@@ -44,6 +44,12 @@ def test_the_overview_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(command in text for command in COMMANDS)
+
+
+def test_a_command_of_two_words_is_no_argument_of_the_first(fails):
+    assert fails("evaluate", "captions").startswith("viaduct evaluate captions: Missing")
+    needed = ("--checkpoint", "nowhere", "--features", "y", "--captions", "z")
+    assert "viaduct evaluate: " in fails("evaluate", "./captions", *needed)
 
 
 def test_no_command_and_unknown_commands(fails, capsys):

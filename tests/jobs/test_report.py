@@ -161,6 +161,7 @@ def evaluation() -> dict:
         "checkpoint": "1" * 64,
         "recall": {
             "q_former": recalls(0.3141, 0.03),
+            "reranked": recalls(0.3456, 0.03),
             "ridge": recalls(0.1234, 0.02),
             "chance": recalls(0.00188, 0.0),
         },
@@ -169,6 +170,8 @@ def evaluation() -> dict:
             "prior": 2 / 3,
             "num_pairs": 1593,
         },
+        "rerank": {"k": 16, "num_pairs": 30_000},
+        "leaks": {"num_pictures": 3, "same_uid": 1, "same_pixels": 2, "alike": 0, "uids": []},
     }
 
 
@@ -292,9 +295,12 @@ def test_recall_stands_beside_its_controls_with_intervals(page):
     table = page.table()
     assert table["Q-Former"][0] == "31.4% 28.4\u201334.4"
     assert len(table["Q-Former"]) == 6
+    assert table["re-ranked by ITM"][0] == "34.6% 31.6\u201337.6"
     assert table["Ridge control"][3] == "12.3% 10.3\u201314.3"
     assert table["Chance"][0] == "0.19%"
     assert "ITM tells pairs from non-pairs in 78.1% 76.0\u201380.0 of 1,593 cases" in page.text
+    assert "with ITM putting the best 16 of each query in order" in page.text
+    assert "3 of these pictures were trained on: 1 by uid, 2 of equal pixels, 0 alike" in page.text
 
 
 def test_lineage_names_parents_that_are_here(run_folder, page):
@@ -509,6 +515,11 @@ def test_a_folder_is_no_file_to_write(run_folder, capsys):
     [
         ("evaluation.json", '{"recall": {"ridge": 3}}', "evaluation.json: field missing or wrong"),
         ("evaluation.json", "{", "evaluation.json: not JSON"),
+        (
+            "evaluation.json",
+            json.dumps(evaluation() | {"leaks": {"num_pictures": 3}}),
+            "evaluation.json: field missing or wrong",
+        ),
         ("planted.json", '{"html": {"planted": 3}}', "planted.json: field missing or wrong"),
         ("timings.json", "[3]", "timings.json: field missing or wrong"),
         ("captions-stage1.json", '{"checkpoint": ""}', "captions-stage1.json: field missing"),

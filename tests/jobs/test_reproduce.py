@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import _parse, main
+from jobs.cli import _command, _parse, main
 
 DOCS = Path(__file__).parents[2] / "docs" / "reproduce-blip2.md"
 
@@ -22,7 +22,8 @@ def commands() -> list[list[str]]:
 def test_every_command_is_one():
     said = commands()
     assert len(said) == DOCS.read_text().count("\n    viaduct ") > 15
-    for command, *options in said:
+    for words in said:
+        command, options = _command(words)
         job = _parse(command, options)
         if command in ("features", "train-stage1", "train-stage2"):
             assert "--recipe" in options

@@ -9,6 +9,7 @@ from model.costs import (
     counted,
     embed_cost,
     encoder_cost,
+    match_cost,
     parameters_of,
     stage1_batch,
     stage1_cost,
@@ -69,6 +70,18 @@ def test_embeddings_cost_their_closed_form():
     layer = 4 * 2 * Q * D**2 + 4 * Q**2 * D + 2 * 2 * Q * D * F
     assert cost.picture == 2 * (keys + shift + look) + 3 * layer + 2 * Q * D * E
     assert cost.caption == 3 * (4 * 2 * T * D**2 + 4 * T**2 * D + 4 * T * D * F) + 2 * D * E
+
+
+def test_matching_costs_its_closed_form():
+    """Of the last layer nothing reads the text: its rows are keys and values there, no more."""
+    cost = match_cost(SIZE, P, T)
+    keys, shift = 2 * 2 * P * C * D, 2 * 2 * C * D / 8
+    assert cost.picture == 2 * (keys + shift)
+    rows = Q + T
+    attention = 2 * (4 * 2 * rows * D**2) + (2 * 2 * rows + 2 * 2 * Q) * D**2 + 3 * 4 * rows**2 * D
+    looks = 2 * (2 * 2 * Q * D**2 + 4 * Q * P * D)
+    nets = 3 * (2 * 2 * Q * D * F) + 2 * (2 * 2 * T * D * F)
+    assert cost.pair == attention + looks + nets + 2 * Q * D * 2
 
 
 def test_a_step_of_stage_1_costs_what_a_real_one_computes():

@@ -158,3 +158,31 @@ def test_what_is_no_json_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"c\.json: cannot be read: "):
         rows_of(path)
+
+
+# Splits
+
+
+def test_one_of_karpathys_splits_is_taken_alone(tmp_path):
+    path = write(tmp_path / "k.json", karpathy())
+    whole = open_source(str(path), PLAIN)
+    assert whole.splits() == {"test": 1, "restval": 1}
+    test = open_source(str(path), PLAIN, annotation_split="test")
+    assert [url for t in test.tables() for url in t.column("url").to_pylist()] == ["val2014/b.jpg"]
+    digests = {
+        open_source(str(path), PLAIN, annotation_split=split).digest()
+        for split in (None, "test", "restval")
+    }
+    assert len(digests) == 3
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    for content, what in ((karpathy(), "there are restval, test"), (coco(), "have none")):
+        path = write(tmp_path / "c.json", content)
+        source = open_source(str(path), PLAIN, annotation_split="val")
+        with pytest.raises(ConfigError, match=rf"c\.json: no picture of the split 'val'; .*{what}"):
+            list(source.tables())
+    assert open_source(str(path), PLAIN).splits() == {}
+    (tmp_path / "a.csv").write_text("url,caption\n")
+    with pytest.raises(ConfigError, match=r"annotation_split: .*a\.csv is no annotation file"):
+        open_source(str(tmp_path / "a.csv"), PLAIN, annotation_split="test")

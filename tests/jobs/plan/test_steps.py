@@ -6,9 +6,9 @@ import pytest
 
 from jobs.plan.caching import caching
 from jobs.plan.rates import Rates
-from jobs.plan.steps import Machines, Run, steps_of
+from jobs.plan.steps import Evaluated, Machines, Run, steps_of
 from jobs.plan.table import Prices, costs
-from model.costs import EmbedCost, EncoderCost, TrainCost
+from model.costs import EmbedCost, EncoderCost, MatchCost, TrainCost
 from model.qformer import QFormerConfig
 from pipeline.errors import ConfigError
 
@@ -25,6 +25,8 @@ RUN = Run(
     stage1=TrainCost(parameters=100, frozen_parameters=0, flops=3e9, flops_of_ranks=4e9),
     stage2=TrainCost(parameters=50, frozen_parameters=9, flops=8e9, flops_of_ranks=8e9),
     embed=EmbedCost(picture=2e9, caption=1e9),
+    match=MatchCost(picture=1e9, pair=5e8),
+    evaluated=Evaluated(pictures=10, captions=50, rerank=20),
 )
 RATES = Rates(
     core_gflops=10,
@@ -55,6 +57,7 @@ def test_bytes_of_each_step():
         "train-stage1": (4000 * tokens, 0, 12 * 100),
         "train-stage2": (2000 * tokens, 0, 12 * 50),
         "embed": (1000 * tokens, embedded, embedded),
+        "evaluate": (10 * (vectors + tokens), 0, 0),
         "index": (embedded, embedded + 1000 * 8 * 8, embedded + 1000 * 8 * 8),
     }
 
@@ -164,3 +167,20 @@ def test_costs():
     assert cores.steps["train-stage1"] is None
     with pytest.raises(ConfigError, match=r"usd_per_gpu_hour: -1.0 is negative"):
         Prices(usd_per_gpu_hour=-1.0)
+
+
+def test_an_evaluation_takes_products_on_cores_and_itm_on_devices():
+    """Each picture has its 20 best captions, each caption all 10 pictures, which are fewer."""
+    pairs = 10 * 20 + 50 * 10
+    assert RUN.evaluated.pairs == pairs
+    products = 2 * 10 * 50 * 8 * 16
+    on_cores = 2 * products / (4 * 10e9 / 2)
+    found = steps(CORES)["evaluate"]
+    assert found.core_s == pytest.approx(on_cores)
+    assert found.device_s == pytest.approx((10 * 1e9 + pairs * 5e8) / (4 * 10e9 * 0.25))
+    assert found.busy_s == found.core_s + found.device_s
+    alone = steps(CORES, replace(RUN, evaluated=replace(RUN.evaluated, rerank=0)))["evaluate"]
+    assert (alone.device_s, alone.core_s) == (0, pytest.approx(on_cores))
+    assert alone.read_bytes == 10 * 8 * 16 * 4
+    no_cores = replace(RATES, core_gflops=None)
+    assert steps(replace(GPUS, rates=no_cores))["evaluate"].core_s == 0
