@@ -15,6 +15,7 @@ import ray
 import uvicorn
 from ray import serve
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
@@ -132,8 +133,8 @@ async def _ask(handle: "serve.handle.DeploymentHandle", asked: Asked) -> Reply |
         return await handle.remote(asked)
     except ray.exceptions.RayTaskError:
         raise
-    except ray.exceptions.RayError as error:
-        logger.warning("replica lost error=%s", str(error).splitlines()[0])
+    except (ray.exceptions.RayError, RayServeException) as error:
+        logger.warning("replica lost error=%s", first_line(error))
         raise Refused(503, "busy: a replica was lost; try again", 1) from None
 
 

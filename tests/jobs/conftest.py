@@ -248,6 +248,17 @@ def unbroken(tmp_path_factory, stage1_command, rank_here) -> Path:
 
 
 @pytest.fixture(scope="session")
+def searchable(tmp_path_factory, data, unbroken) -> Path:
+    """An index of 72 small pictures with their captions, by `unbroken`; not to be changed."""
+    home = tmp_path_factory.mktemp("searchable")
+    where = ("--features", data / "features", "--captions", data / "pairs")
+    run("embed", "--checkpoint", unbroken, *where, "--out", home / "embeddings")
+    made = ("--pairs", data / "pairs", "--checkpoint", unbroken)
+    run("index", home / "embeddings", *made, "--out", home / "index")
+    return home / "index"
+
+
+@pytest.fixture(scope="session")
 def other(tmp_path_factory, stage1_command, rank_here) -> Path:
     """A stage 1 that was trained from another seed than `unbroken`, as a judge should be."""
     out = tmp_path_factory.mktemp("other") / "stage1"

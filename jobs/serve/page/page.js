@@ -63,7 +63,9 @@ async function search() {
     const seconds = ((performance.now() - begun) / 1000).toFixed(2);
     say(count ? `${count} of ${number(facts.num_pictures)} pictures, in ${seconds} s` : "Nothing found.");
   } catch (error) {
-    if (mine === running && error.name !== "AbortError") say(error.message, true);
+    if (mine !== running || error.name === "AbortError") return;
+    say(error.message, true);
+    if (shown?.blob && error.message.startsWith("picture:")) show(null); // or it would fail again
   } finally {
     if (mine === running) document.body.classList.remove("busy");
   }

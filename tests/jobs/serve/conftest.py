@@ -6,7 +6,6 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ import pytest
 from PIL import Image
 
 from indexes.storage import PICTURES_SCHEMA
-from jobs.cli import main
 from jobs.search_places import PlacesConfig
 from jobs.serve.access import Access
 from jobs.serve.app import make_app
@@ -127,21 +125,6 @@ def uid() -> Callable[[int], bytes]:
 def jpeg() -> Callable[[int], bytes]:
     """The bytes of a picture of that catalogue."""
     return jpeg_of
-
-
-@pytest.fixture(scope="session")
-def searchable(tmp_path_factory, data, unbroken) -> Path:
-    """An index of 72 small pictures with their captions, by a small stage 1; not to be changed."""
-    home = tmp_path_factory.mktemp("searchable")
-    where = ("--features", data / "features", "--captions", data / "pairs")
-    run("embed", "--checkpoint", unbroken, *where, "--out", home / "embeddings")
-    made = ("--pairs", data / "pairs", "--checkpoint", unbroken)
-    run("index", home / "embeddings", *made, "--out", home / "index")
-    return home / "index"
-
-
-def run(*arguments: object) -> None:
-    assert main([str(argument) for argument in arguments]) == 0
 
 
 @pytest.fixture(scope="session")
