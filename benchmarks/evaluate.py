@@ -9,10 +9,10 @@ are embedded first, which is not timed. Then the command runs as a user runs it,
 included, without the control and without a look for leaks. The resident memory of each process is
 sampled four times a second; what several processes share is counted in each.
 
-The last line is one JSON object: wall_s; cpu_s, which other work on the machine changes less, of all
-processes, Ray's own included; of the wall's time rank_s, by ITC, and rerank_s, by ITM, each with the
-start of its workers; num_pairs that ITM saw; peak_mb, the largest sum over all processes but Ray's
-own; worker_mb, the largest worker.
+The last line is one JSON object: wall_s; of it rank_s, by ITC, and rerank_s, by ITM, each with the
+start of its workers; cpu_s of all processes, Ray's own included, which other work on the machine
+changes less; num_pairs that ITM saw; peak_mb, the largest sum over all processes but Ray's own;
+worker_mb, the largest worker.
 """
 
 import argparse
