@@ -9,8 +9,10 @@ are embedded first, which is not timed. Then the command runs as a user runs it,
 included, without the control and without a look for leaks. The resident memory of each process is
 sampled four times a second; what several processes share is counted in each.
 
-The last line is one JSON object: wall_s; of it rank_s, by ITC, and rerank_s, by ITM; num_pairs that
-ITM saw; peak_mb, the largest sum over all processes but Ray's own; worker_mb, the largest worker.
+The last line is one JSON object: wall_s; of it rank_s, by ITC, and rerank_s, by ITM, each with the
+start of its workers; cpu_s of all processes, Ray's own included, which other work on the machine
+changes less; num_pairs that ITM saw; peak_mb, the largest sum over all processes but Ray's own;
+worker_mb, the largest worker.
 """
 
 import argparse
@@ -130,12 +132,18 @@ class Watch:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.peak_mb = self.worker_mb = 0.0
+        self._cpu_s: dict[int, float] = {}
         self._process = process
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def end(self) -> None:
         self._thread.join()
+
+    @property
+    def cpu_s(self) -> float:
+        """Of all processes that were seen, as last seen."""
+        return sum(self._cpu_s.values())
 
     def _run(self) -> None:
         job = psutil.Process(self._process.pid)
@@ -157,6 +165,8 @@ class Watch:
                 is_worker = "ray::Worker" in " ".join(process.cmdline())
                 if is_worker or process == job:
                     yield is_worker, process.memory_info().rss / 1e6
+                times = process.cpu_times()
+                self._cpu_s[process.pid] = times.user + times.system
             except psutil.Error:  # it has just ended
                 continue
 
@@ -189,8 +199,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_checkpoint(home / "stage1", make_data(home, arguments.pictures))
-        made_of = ("--checkpoint", home / "stage1", "--features", home / "features")
-        made_of += ("--captions", home / "pairs")
+        made_of = (
+            *("--checkpoint", home / "stage1", "--features", home / "features"),
+            *("--captions", home / "pairs"),
+        )
         subprocess.run(viaduct("embed", *made_of, "--out", home / "embeddings"), check=True)
         num = Dataset.open(str(home / "pairs")).num_rows
         command = viaduct("evaluate", home / "embeddings", *made_of, "--rerank", arguments.rerank)
@@ -212,6 +224,7 @@ def main() -> None:
     lines = log.splitlines()
     found = {
         "wall_s": round(wall_s, 1),
+        "cpu_s": round(watch.cpu_s, 1),
         "rank_s": round(seconds_of("rank", lines, begun), 1),
         "rerank_s": round(seconds_of("rerank", lines, begun), 1),
         "num_pairs": result["rerank"]["num_pairs"],

@@ -194,14 +194,11 @@ def _check_tokens(work: MatchWork) -> None:
 
 def _parts(pairs: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs in parts for workers; those of one picture stay together."""
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)).tolist()
     begin = 0
-    for start, end in zip(starts, [*starts[1:], len(pairs)], strict=True):
-        if start - begin >= _PAIRS_A_TASK:
-            yield pairs[begin:start]
-            begin = start
-        if end == len(pairs):
-            yield pairs[begin:]
+    for end in [*(np.flatnonzero(np.diff(pairs[:, 0])) + 1).tolist(), len(pairs)]:
+        if end - begin >= _PAIRS_A_TASK or begin < end == len(pairs):
+            yield pairs[begin:end]
+            begin = end
 
 
 class _Matcher:

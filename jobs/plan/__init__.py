@@ -102,8 +102,10 @@ class Plan:
     prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
-        counts = ("pairs", "rows", "cores", "views", "stage1_steps", "stage1_batch_size")
-        counts += ("stage2_steps", "stage2_batch_size", "test_pictures", "test_captions")
+        counts = (
+            *("pairs", "rows", "cores", "views", "stage1_steps", "stage1_batch_size"),
+            *("stage2_steps", "stage2_batch_size", "test_pictures", "test_captions"),
+        )
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:

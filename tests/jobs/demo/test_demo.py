@@ -50,7 +50,7 @@ def test_a_small_demo_runs_every_command_and_finds_every_planted_fault(tmp_path,
         "report",
     ]
     evaluation = json.loads((home / "evaluation.json").read_text())
-    assert evaluation["recall"].keys() == {"q_former", "ridge", "chance"}
+    assert evaluation["recall"].keys() == {"q_former", "reranked", "ridge", "chance"}
     for stage in (1, 2):
         captions = json.loads((home / f"captions-stage{stage}.json").read_text())
         assert len(captions["captions"]) == len(list((home / "look").glob("*.jpg"))) >= 12

@@ -53,6 +53,23 @@ def test_karpathys_test_split_is_measured_in_one_command(tmp_path, data, unbroke
     assert (tmp_path / "out" / "evaluation.json").read_text() == text
 
 
+def test_the_control_of_a_set_without_training_pictures_is_fitted_on_others(
+    tmp_path, data, unbroken, bert_folder
+):
+    file = karpathy(data, tmp_path / "dataset.json")
+    command = ("evaluate", "annotations", file, "--picture-folder", data / "source")
+    command += ("--checkpoint", unbroken, "--out", tmp_path / "out", "--rerank", 0)
+    command += ("--control", f"hf:{bert_folder}")
+    run(*command)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (set(found["recall"]), found["control"]) == ({"q_former", "chance"}, "none")
+    fitted_on = ("--control-features", data / "features", "--control-captions", data / "pairs")
+    run(*command, *fitted_on)
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(found["recall"]) == {"q_former", "ridge", "chance"}
+    assert found["control"] == f"hf:{bert_folder}"
+
+
 def test_cocos_json_is_taken_whole_and_leaks_are_looked_for(tmp_path, data, unbroken):
     images = [{"id": n, "file_name": f"images/{n:04d}.png"} for n in range(5)]
     captions = [{"image_id": n % 5, "caption": f"picture number {n % 5} {n}"} for n in range(12)]

@@ -99,6 +99,16 @@ def test_recall_and_matching_are_measured_beside_chance_and_the_control(
     assert itm["num_pairs"] == 3 * len(Pairs(features, pairs, "test"))  # no two captions are equal
 
 
+def test_a_control_that_is_fitted_on_the_same_pictures_by_name_is_the_same(
+    result, data, bert_folder, refused, embeddings, unbroken
+):
+    control = ("--control", f"hf:{bert_folder}", "--rerank", 0)
+    fitted_on = ("--control-features", data / "features", "--control-captions", data / "pairs")
+    assert result(*control, *fitted_on) == result(*control)
+    line = refused(*evaluation(embeddings, data, unbroken, *fitted_on[:2]))
+    assert "control_features, control_captions: name both or none" in line
+
+
 def test_recall_by_itc_is_that_of_a_slow_count(result, held):
     scores, owners = cosines(held), held.owners
     told = [picture for picture in range(len(scores)) if (owners == picture).any()]
