@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 import tyro
 
-from indexes.building import checkpoint_of
 from indexes.intervals import Estimate, bootstrap
 from indexes.recall import Recall, chance, ranks, recall
+from indexes.sources import checkpoint_of
 from jobs.device import Device, torch_device
 from jobs.progress import Progress
 from jobs.results import publish_result

@@ -3,17 +3,17 @@
 import json
 from dataclasses import replace
 
-import faiss
 import numpy as np
 import pytest
 
-from indexes import building, storage
-from indexes.building import Sources, build, checkpoint_of
+from indexes import building, gathering
+from indexes.building import build
 from indexes.retrieval import RetrievalIndex
+from indexes.sources import Sources, checkpoint_of
 from indexes.storage import begin
 from pipeline.dataset import read_table
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.storage import TEMPORARY, Folder
+from pipeline.storage import TEMPORARY, Folder, TemporaryFile
 from pipeline.tombstones import add_tombstones
 
 
@@ -22,11 +22,6 @@ def make(home, sources) -> RetrievalIndex:
     if begin(folder, sources.lineage) is not None:
         build(folder, sources, lambda count: None)
     return RetrievalIndex.open(folder, verify=True)
-
-
-def faiss_ids(folder, name) -> list[int]:
-    index = faiss.read_index(f"{folder}/{name}")
-    return faiss.vector_to_array(index.id_map).tolist()
 
 
 def uids(numbers) -> list[bytes]:
@@ -49,37 +44,47 @@ def test_an_index_holds_each_picture_with_its_place_and_its_captions(tmp_path, s
         }
         for row, (shard, shard_row) in zip(rows, places, strict=True)
     ]
-    assert faiss_ids(index.folder, "picture_vectors.faiss") == [
-        3 * row + query for row in rows for query in range(3)
-    ]
-    assert faiss_ids(index.folder, "caption_vectors.faiss") == list(
-        range(sum(row % 4 for row in rows))
-    )
+    assert index.picture_vectors.items.tolist() == rows
+    assert len(index.caption_vectors) == sum(row % 4 for row in rows)
     assert index.manifest.num_queries == 3
     assert index.manifest.embed_dim == 8
     assert index.manifest.checkpoint == "c" * 64
-    assert index.summary.startswith("index of 15 pictures with 3 vectors each and 23 captions")
+    assert index.summary.startswith(
+        "index of 15 pictures with 3 vectors each (exact) and 23 captions"
+    )
 
 
 def test_index_json_says_what_it_was_made_of(tmp_path, shared_family):
     index = make(tmp_path / "index", shared_family.sources(split="test"))
     value = json.loads((tmp_path / "index" / "index.json").read_text())
-    assert value["format"] == "viaduct-index/1"
+    assert value["format"] == "viaduct-index/2"
     assert value["digest"] == index.digest
     assert value["lineage"] == {
         "job": "index",
-        "config": {"split": "test"},
+        "config": {
+            "split": "test",
+            "kind": "auto",
+            "memory_gib": None,
+            "target_recall": 0.99,
+            "vectors_per_picture": None,
+            "shard_pictures": 1_000_000,
+            "seed": 0,
+        },
         "parents": [
             {"kind": kind, "digest": shared_family.dataset(kind).digest}
             for kind in ("pairs", "image_embeddings", "text_embeddings")
         ],
         "frozen": {"checkpoint": {"digest": "c" * 64, "stage": 1}},
     }
-    assert {name: entry["rows"] for name, entry in value["files"].items()} == {
+    (shard,) = value["shards"]
+    assert {name: entry["rows"] for name, entry in shard["files"].items()} == {
         "pictures.arrow": 3,
-        "picture_vectors.faiss": 9,
-        "caption_vectors.faiss": 3,
+        "picture_vectors.f32": 9,
+        "caption_vectors.f32": 3,
     }
+    exactly = {"kind": "exact", "width": None, "recall": None, "num_queries": 0}
+    assert shard["pictures"] == exactly | {"vectors_per_item": 3}
+    assert shard["captions"] == exactly | {"vectors_per_item": 1}
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -92,7 +97,7 @@ def test_a_split_is_indexed_alone(tmp_path, shared_family, split):
 def test_pictures_may_be_indexed_without_vectors_of_captions(tmp_path, shared_family):
     index = make(tmp_path / "index", shared_family.sources(with_texts=False))
     assert index.caption_vectors is None
-    assert not (tmp_path / "index" / "caption_vectors.faiss").exists()
+    assert not (tmp_path / "index" / "00000" / "caption_vectors.f32").exists()
     assert index.pictures.column("captions")[3].as_py() == [f"caption {i} of 3" for i in range(3)]
 
 
@@ -102,7 +107,6 @@ def test_what_was_taken_down_anywhere_is_not_indexed(tmp_path, family):
     index = make(tmp_path / "index", family.sources())
     rows = [row for row in range(16) if row not in (3, 7, 9, 15)]
     assert index.pictures.column("row").to_pylist() == rows
-    assert faiss_ids(index.folder, "picture_vectors.faiss")[::3] == [3 * row for row in rows]
     assert len(index.caption_vectors) == sum(row % 4 for row in rows)
     texts = [text for its in index.pictures.column("captions").to_pylist() for text in its]
     for hit in index.search_captions(family.pictures[:1], 100)[0]:
@@ -125,10 +129,10 @@ class Killed(BaseException):
 
 
 STEPS = {
-    "while vectors are gathered": (building, "shard_embeddings"),
-    "before the vectors are written": (building, "write_vectors"),
+    "while vectors are gathered": (gathering, "shard_embeddings"),
+    "before the shard is committed": (building, "commit_shard"),
     "before index.json is written": (building, "publish"),
-    "while a file is published": (storage.TemporaryFile, "publish"),
+    "while a file is published": (TemporaryFile, "publish"),
 }
 
 
@@ -160,10 +164,10 @@ def test_a_build_that_was_killed_goes_on_to_the_same_index(
             assert count < calls  # the step comes less often
     index = make(tmp_path / "index", shared_family.sources())
     assert index.digest == whole.digest
-    for entry in index.manifest.files.values():
+    for entry in index.manifest.shards[0].files.values():
         content = (tmp_path / "index" / entry.file).read_bytes()
         assert content == (tmp_path / "whole" / entry.file).read_bytes()
-    assert index.pictures.equals(read_table(whole.folder, "pictures.arrow"))
+    assert index.pictures.equals(read_table(whole.folder, "00000/pictures.arrow"))
 
 
 def test_a_build_that_was_killed_when_all_was_done_is_done(tmp_path, monkeypatch, shared_family):
@@ -183,13 +187,17 @@ def test_a_finished_build_leaves_nothing_else_behind(tmp_path, shared_family):
     folder = tmp_path / "index"
     begin(Folder.at(folder), shared_family.sources().lineage)
     (folder / f"{TEMPORARY}left-by-a-killed-one").write_text("x")
+    (folder / "00000" / ".work").mkdir(parents=True)
+    (folder / "00000" / ".work" / f"{TEMPORARY}left-by-a-killed-one").write_text("x")
     make(folder, shared_family.sources())
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "caption_vectors.faiss",
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "00000.json",
+        "00000/caption_vectors.f32",
+        "00000/picture_vectors.f32",
+        "00000/pictures.arrow",
         "index.json",
-        "picture_vectors.faiss",
-        "pictures.arrow",
-    ]
+    }
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path, shared_family):
@@ -251,12 +259,10 @@ def test_progress_counts_every_row(tmp_path, shared_family):
 
 
 def test_vectors_are_those_of_the_datasets(tmp_path, shared_family):
-    index = make(tmp_path / "index", shared_family.sources())
-    flat = faiss.downcast_index(index.picture_vectors.index.index)
-    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 3, 8)
+    make(tmp_path / "index", shared_family.sources())
+    stored = np.fromfile(tmp_path / "index" / "00000" / "picture_vectors.f32", "<f4")
     rows = [row for row in range(16) if row != 9]
-    np.testing.assert_array_equal(stored, shared_family.pictures[rows])
-    flat = faiss.downcast_index(index.caption_vectors.index.index)
-    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 8)
+    np.testing.assert_array_equal(stored.reshape(-1, 3, 8), shared_family.pictures[rows])
+    stored = np.fromfile(tmp_path / "index" / "00000" / "caption_vectors.f32", "<f4")
     expected = np.concatenate([shared_family.texts[row] for row in rows])
-    np.testing.assert_array_equal(stored, expected)
+    np.testing.assert_array_equal(stored.reshape(-1, 8), expected)
