@@ -14,7 +14,7 @@ _CONSTRUCTION = 100
 """Neighbours that HNSW looks at for each vector it adds."""
 _ROUNDS = 10
 """Of k-means."""
-_LEAST_TRAINING = 256
+_LEAST_TRAINING = 1024
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Proposer:
                 ivf.by_residual = True
                 rotation = faiss.OPQMatrix(embed_dim, parts)
                 codes = faiss.ProductQuantizer(embed_dim, parts, 4)
+                codes.cp.seed = ivf.pq.cp.seed = seed
                 rotation.pq = codes
                 rotation.niter = _ROUNDS
                 index = faiss.IndexPreTransform(rotation, ivf)
@@ -88,6 +89,8 @@ class Proposer:
 
     def add(self, vectors: np.ndarray) -> None:
         """Add vectors, float32[n, E]."""
+        if self.kind == "hnsw":  # draws levels; what was drawn before is not in its file
+            self.index.hnsw.rng = _io.RandomGenerator(len(self))
         self.index.add(np.ascontiguousarray(vectors, np.float32))
 
     def search(self, vectors: np.ndarray, width: Width) -> tuple[np.ndarray, np.ndarray]:

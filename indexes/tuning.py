@@ -33,7 +33,7 @@ def tuned(
     """The index with the cheapest width that reaches a recall, and what it reaches.
 
     The width is chosen on one half of the queries and measured on the other. It has to reach the
-    target by a standard error more, or a lucky draw would do.
+    target by two standard errors more, or a lucky draw would do.
 
     Args:
         index: of any width.
@@ -93,7 +93,7 @@ def _tried(
 ) -> Iterator[tuple[Width, np.ndarray]]:
     """Widths, from narrow to wide, with the share of the truth that each query finds by them."""
     longest = min(_LONGEST, len(index.proposer))
-    shortlists = sorted({*_doubling(TUNED_FOR, longest), longest})
+    shortlists = sorted({*_doubling(2 * TUNED_FOR, longest), longest})
     if index.proposer.kind == "hnsw":  # what it finds first depends on how much it looks for
         for shortlist in shortlists:
             ranks = true_ranks(index, queries, truth, Width(1, shortlist))
@@ -131,8 +131,8 @@ def true_ranks(
 
 
 def _surely(shares: np.ndarray) -> float:
-    """A mean less its standard error."""
-    return float(shares.mean() - shares.std() / len(shares) ** 0.5)
+    """A mean less two standard errors."""
+    return float(shares.mean() - 2 * shares.std() / len(shares) ** 0.5)
 
 
 def _doubling(first: int, most: int) -> Iterator[int]:

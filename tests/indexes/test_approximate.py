@@ -65,22 +65,23 @@ def searches(draw):
     return items, vectors(num_items, per_item), queries, draw(st.integers(1, 14)), without, kept
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
 @given(search=searches())
 @settings(max_examples=60, deadline=None)
-def test_lists_that_are_all_read_give_what_an_exact_search_gives(kind, search):
+def test_lists_that_are_all_read_give_what_an_exact_search_gives(search):
     items, vectors, queries, k, without, kept = search
-    index = made(kind, vectors, items=items, per_item=kept)
+    index = made("ivf", vectors, items=items, per_item=kept)
     down = np.array(without, np.int64)
     found = index.search(queries, k, without=down)
     assert told(found) == told(index.exact.search(queries, k, without=down))
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
 @given(search=searches())
 @settings(max_examples=60, deadline=None)
-def test_a_graph_gives_as_many_as_an_exact_search_with_their_true_scores(search):
+def test_others_give_as_many_as_an_exact_search_with_their_true_scores(kind, search):
+    """A graph may have no way to a vector; short codes never propose the very worst."""
     items, vectors, queries, k, without, kept = search
-    index = made("hnsw", vectors, items=items, per_item=kept)
+    index = made(kind, vectors, items=items, per_item=kept)
     down = np.array(without, np.int64)
     everything = index.exact.search(queries, len(items), without=down)
     for hits, its in zip(index.search(queries, k, without=down), everything, strict=True):
@@ -133,7 +134,7 @@ def test_the_width_decides_what_is_found(kind):
         found = index.search(queries, 10)
         both = zip(found, true, strict=True)
         shares.append(np.mean([np.isin(its.items, hits.items).mean() for hits, its in both]))
-    assert shares[0] < shares[1] < shares[2]
+    assert shares[0] < shares[1] <= shares[2]
     assert shares[2] > 0.98
 
 

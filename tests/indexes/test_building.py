@@ -8,6 +8,8 @@ import pytest
 
 from indexes import building, gathering
 from indexes.building import build
+from indexes.gathering import gather
+from indexes.kinds import IndexConfig
 from indexes.retrieval import RetrievalIndex
 from indexes.sources import Sources, checkpoint_of
 from indexes.storage import begin
@@ -266,3 +268,90 @@ def test_vectors_are_those_of_the_datasets(tmp_path, shared_family):
     stored = np.fromfile(tmp_path / "index" / "00000" / "caption_vectors.f32", "<f4")
     expected = np.concatenate([shared_family.texts[row] for row in rows])
     np.testing.assert_array_equal(stored.reshape(-1, 8), expected)
+
+
+# Kinds and index shards
+
+
+def found_by(index, family) -> list:
+    queries = family.pictures[:3]
+    return [
+        index.search_pictures(queries, 5),
+        index.search_texts(queries[:, 0], 5),
+        index.search_captions(queries, 5),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+@pytest.mark.parametrize("per_picture", [None, 2])
+def test_each_kind_finds_what_the_exact_one_finds(tmp_path, shared_family, kind, per_picture):
+    whole = make(tmp_path / "exact", shared_family.sources())
+    config = IndexConfig(kind=kind, vectors_per_picture=per_picture)
+    index = make(tmp_path / kind, replace(shared_family.sources(), config=config))
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+    (shard,) = index.manifest.shards
+    assert shard.pictures.kind == shard.captions.kind == kind
+    assert shard.pictures.vectors_per_item == (per_picture or 3)
+    assert shard.files["picture_index.faiss"].rows == 15 * (per_picture or 3)
+    assert shard.files["caption_index.faiss"].rows == 23
+    assert shard.pictures.recall == shard.captions.recall == 1
+    assert f"({kind}, recall 1.000)" in index.summary
+    assert index.digest != whole.digest
+    names = {path.name for path in (tmp_path / kind / "00000").iterdir()}
+    assert names == set(shard.files)
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize("pictures", [1, 12])
+def test_several_index_shards_find_what_one_finds(tmp_path, shared_family, kind, pictures):
+    whole = make(tmp_path / "exact", shared_family.sources())
+    config = IndexConfig(kind=kind, shard_pictures=pictures)
+    sources = replace(shared_family.sources(), config=config)
+    expected = {1: [(0,), (1,), (2,)], 12: [(0, 1), (2,)]}[pictures]
+    assert list(sources.index_shards()) == expected
+    index = make(tmp_path / "index", sources)
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+    assert [shard.number for shard in index.manifest.shards] == list(range(len(expected)))
+    assert sum(shard.num_pictures for shard in index.manifest.shards) == 15
+    again = make(tmp_path / "again", sources)
+    assert again.digest == index.digest
+
+
+def test_an_index_shard_may_be_empty(tmp_path, shared_family):
+    config = IndexConfig(shard_pictures=1)
+    add = replace(shared_family.sources(split="validation"), config=config)
+    index = make(tmp_path / "index", add)
+    rows = [row for row in range(16) if row % 4 == 3]
+    assert index.pictures.column("row").to_pylist() == rows
+    whole = make(tmp_path / "whole", shared_family.sources(split="validation"))
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+
+
+def test_an_index_shard_that_is_made_is_not_made_again(tmp_path, monkeypatch, shared_family):
+    sources = replace(shared_family.sources(), config=IndexConfig(shard_pictures=1))
+    whole = make(tmp_path / "whole", sources)
+    folder, counts = Folder.at(tmp_path / "index"), []
+    begin(folder, sources.lineage)
+    building.build_shard(folder, sources, 1, (1,), counts.append)
+    with monkeypatch.context() as patch:
+        gathered = []
+        patch.setattr(
+            building, "gather", lambda *given: gathered.append(given[3]) or gather(*given)
+        )
+        build(folder, sources, counts.append)
+    assert gathered == [(0,), (2,)]
+    assert counts == [7, 5, 7, 4]
+    assert RetrievalIndex.open(folder, verify=True).digest == whole.digest
+
+
+def test_tombstones_act_on_every_kind_at_once(tmp_path, shared_family):
+    for kind in ("exact", "hnsw", "ivf", "ivfpq"):
+        config = IndexConfig(kind=kind, shard_pictures=12)
+        index = make(tmp_path / kind, replace(shared_family.sources(), config=config))
+        add_tombstones(index.folder, uids([3, 7, 15]))
+        again = RetrievalIndex.open(index.folder)
+        for found in again.search_pictures(shared_family.pictures[[3, 7, 15]], 16):
+            rows = {int.from_bytes(picture.uid, "big") for picture in found}
+            assert rows == set(range(16)) - {3, 7, 9, 15}
+        (captions,) = again.search_captions(shared_family.pictures[:1], 100)
+        assert len(captions) == 23 - 9

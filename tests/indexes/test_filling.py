@@ -103,8 +103,8 @@ def test_lists_stay_on_disk(tmp_path):
     proposer = Proposer.trained("ivf", vectors, 500, 0)
     proposer.add(vectors)
     write_proposer(folder, "x.faiss", proposer)
-    lists = faiss.downcast_InvertedLists(read_proposer(folder, "x.faiss", "ivf").index.invlists)
-    assert isinstance(lists, faiss.OnDiskInvertedLists)
+    index = read_proposer(folder, "x.faiss", "ivf").index
+    assert isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.OnDiskInvertedLists)
 
 
 def test_a_damaged_file_is_named(tmp_path):
