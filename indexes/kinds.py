@@ -17,8 +17,8 @@ Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
 
 LINKS = 32
 """Of a vector in HNSW; twice as many on the lowest level."""
-TRAINING_VECTORS = 64
-"""For each list."""
+TRAINING_VECTORS, TRAINING_ROUNDS = 64, 10
+"""For each list, and of k-means."""
 _FEW, _MANY = 20_000, 500_000
 _ID_BYTES = 8
 _MOST_LISTS = 1 << 16
@@ -95,6 +95,15 @@ def disk_bytes(kind: Kind, num_vectors: int, embed_dim: int) -> float:
         lists = memory_bytes("ivf", num_vectors, embed_dim)
         return lists + num_vectors * (embed_dim + _ID_BYTES)
     return memory_bytes(kind, num_vectors, embed_dim)
+
+
+def build_flops(kind: Kind, num_vectors: int, embed_dim: int) -> float:
+    """Operations of training lists and finding each vector's; 0 for kinds without lists."""
+    if kind not in ("ivf", "ivfpq"):
+        return 0.0
+    lists = num_lists(num_vectors)
+    trained = TRAINING_ROUNDS * min(num_vectors, TRAINING_VECTORS * lists)
+    return 2.0 * embed_dim * lists * (num_vectors + trained)
 
 
 def num_lists(num_vectors: int) -> int:

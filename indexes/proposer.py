@@ -6,14 +6,19 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexes.kinds import LINKS, TRAINING_VECTORS, Kind, num_lists, sub_vectors
+from indexes.kinds import (
+    LINKS,
+    TRAINING_ROUNDS,
+    TRAINING_VECTORS,
+    Kind,
+    num_lists,
+    sub_vectors,
+)
 
 _io: Any = faiss  # its type stubs lack some classes
 
 _CONSTRUCTION = 100
 """Neighbours that HNSW looks at for each vector it adds."""
-_ROUNDS = 10
-"""Of k-means."""
 _LEAST_TRAINING = 1024
 
 
@@ -72,7 +77,7 @@ class Proposer:
                 codes = faiss.ProductQuantizer(embed_dim, parts, 4)
                 codes.cp.seed = ivf.pq.cp.seed = seed
                 rotation.pq = codes
-                rotation.niter = _ROUNDS
+                rotation.niter = TRAINING_ROUNDS
                 index = faiss.IndexPreTransform(rotation, ivf)
             _set_up(ivf, seed)
         index.train(np.ascontiguousarray(sample))
@@ -120,7 +125,7 @@ def training_vectors(kind: Kind, num_vectors: int) -> int:
 def _set_up(ivf: Any, seed: int) -> None:
     """How k-means runs, and where."""
     ivf.cp.seed = seed
-    ivf.cp.niter = _ROUNDS
+    ivf.cp.niter = TRAINING_ROUNDS
     ivf.cp.spherical = True
     ivf.cp.min_points_per_centroid = 1
     ivf.cp.max_points_per_centroid = TRAINING_VECTORS

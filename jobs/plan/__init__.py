@@ -2,6 +2,7 @@
 
 rates       how fast machines are: measured, or given
 calibrate   measures this one
+indexing    what an index takes
 steps       what each step computes, reads and writes, and how long that takes
 caching     a cache of image tokens against running the encoder at every step
 table       prices, and the plan as text and JSON
@@ -13,6 +14,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from indexes.kinds import IndexConfig
 from jobs.plan.caching import caching
 from jobs.plan.calibrate import calibrate
 from jobs.plan.rates import Calibration, Rates
@@ -78,6 +80,18 @@ class Plan:
     captions_per_picture: float = 1.0
     """Captions of a picture on average, for their embeddings."""
 
+    index_kind: Literal["auto", "exact", "hnsw", "ivf", "ivfpq"] = "auto"
+    """As --kind in viaduct index."""
+
+    memory_gib: float | None = None
+    """As in viaduct index."""
+
+    vectors_per_picture: int | None = None
+    """As in viaduct index."""
+
+    shard_pictures: int = IndexConfig.shard_pictures
+    """As in viaduct index."""
+
     calibrate: bool = False
     """Measure this machine, with --encoder, and write --rates-file instead of a plan. Takes about a
     minute; nothing else should run."""
@@ -98,6 +112,7 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not positive")
+        self._indexed()  # which checks what it is made of
         if self.gpus < 0:
             raise ConfigError(f"gpus: {self.gpus} is negative")
         if self.caption_tokens < 3:
@@ -156,6 +171,15 @@ class Plan:
             stage1=stage1_cost(*shape),
             stage2=stage2_cost(size, self.language_model, *shape[1:]),
             embed=embed_cost(*shape),
+            indexed=self._indexed(),
+        )
+
+    def _indexed(self) -> IndexConfig:
+        return IndexConfig(
+            kind=self.index_kind,
+            memory_gib=self.memory_gib,
+            vectors_per_picture=self.vectors_per_picture,
+            shard_pictures=self.shard_pictures,
         )
 
     def _calibrate(self) -> None:

@@ -236,6 +236,36 @@ def test_an_index_of_pictures_alone(made, tmp_path, capsys):
     assert "remembers no checkpoint; name it with --checkpoint" in said
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_other_kinds_are_asked_for_by_name(made, tmp_path, capsys, kind):
+    exact = searched(capsys, made.home / "index", "a red boat", "--k", 3)
+    options = ("--kind", kind, "--vectors-per-picture", 2, "--checkpoint", made.home / "stage1")
+    run(*made.command[:-1], tmp_path / "index", *options)
+    assert f"11 pictures with 4 vectors each ({kind}, recall 1.000)" in capsys.readouterr().out
+    found = searched(capsys, tmp_path / "index", "a red boat", "--k", 3)
+    assert found["searches"] == exact["searches"]
+    said = refused(capsys, *made.command[:-1], tmp_path / "index", *options, "--kind", "exact")
+    assert f'config.kind: "{kind}" there, "exact" now' in said
+    assert "target_recall: 2.0 is not" in refused(capsys, *made.command, "--target-recall", 2)
+    assert "threads: 0 is not positive" in refused(capsys, *made.command, "--threads", 0)
+
+
+def test_several_index_shards_are_built_by_ray(made, tmp_path, capsys, ray_session):
+    exact = searched(capsys, made.home / "index", "a red boat", "--image", made.paths[7])
+    options = ("--shard-pictures", 6, "--kind", "ivf", "--checkpoint", made.home / "stage1")
+    run(*made.command[:-1], tmp_path / "index", *options)
+    assert (tmp_path / "index" / "00001" / "picture_index.faiss").exists()
+    found = searched(capsys, tmp_path / "index", "a red boat", "--image", made.paths[7])
+    assert found["searches"] == exact["searches"]
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "index", again)
+    before = (again / "index.json").read_bytes()
+    for name in ("index.json", "00001.json", "config.yaml", "run.json"):
+        (again / name).unlink()
+    run(*made.command[:-1], again, *options)
+    assert (again / "index.json").read_bytes() == before
+
+
 def test_what_index_cannot_use_is_one_line(made, tmp_path, capsys):
     def said(*changes: object) -> str:
         return refused(capsys, *made.command[:4], "--out", tmp_path / "index", *changes)
