@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from indexes.exact import on_grid
+from indexes.exact import check_lengths
 from indexes.sources import Sources
 from pipeline.captions import kept_texts
 from pipeline.dataset import Shard
@@ -51,7 +51,7 @@ class VectorFile:
 
     def write(self, vectors: np.ndarray) -> None:
         """Append float32[..., E]; raises ValueError where one is longer than 1."""
-        on_grid(vectors)
+        check_lengths(vectors)
         self.file.stream.write(np.ascontiguousarray(vectors, "<f4").reshape(-1).view(np.uint8))
 
     def published(self, name: str, embed_dim: int) -> FileEntry:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from indexes.exact import on_grid
+from indexes.exact import check_lengths
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def checked(queries: np.ndarray, k: int, embed_dim: int) -> np.ndarray:
         raise ValueError(f"k={k} is not positive")
     if queries.ndim != 3 or queries.shape[1] < 1 or queries.shape[2] != embed_dim:
         raise ValueError(f"queries are {queries.shape}, not [n, A, {embed_dim}]")
-    on_grid(queries)  # checks their length
+    check_lengths(queries)
     return np.ascontiguousarray(queries, np.float32)
 
 

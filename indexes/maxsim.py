@@ -57,8 +57,11 @@ class MaxSimIndex:
 
     def places_of(self, items: np.ndarray | tuple[()]) -> np.ndarray:
         """int64[...], ascending: the places of those of these items that are here."""
-        wanted = np.asarray(items, np.int64).reshape(-1)
-        return np.flatnonzero(np.isin(self.items, wanted)) if len(wanted) else wanted
+        wanted = np.unique(np.asarray(items, np.int64))
+        places = np.searchsorted(self.items, wanted)
+        is_here = places < len(self)
+        is_here[is_here] = self.items[places[is_here]] == wanted[is_here]
+        return places[is_here]
 
     def search(
         self, queries: np.ndarray, k: int, *, without: np.ndarray | tuple[()] = ()

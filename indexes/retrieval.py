@@ -167,9 +167,8 @@ class RetrievalIndex:
         """
         if self.caption_vectors is None:
             raise ConfigError(f"{self.folder}: holds no captions; index text_embeddings too")
-        down = np.flatnonzero(np.isin(self._owners, self._down_positions))
         found = []
-        for hits in self.caption_vectors.search(vectors, k, without=down):
+        for hits in self.caption_vectors.search(vectors, k, without=self._down_captions):
             texts = self._texts.take(pa.array(hits.items)).to_pylist()
             owners = pa.array(self._owners[hits.items])
             uids = self.pictures.column("uid").take(owners).to_pylist()
@@ -215,6 +214,11 @@ class RetrievalIndex:
     def _down_positions(self) -> np.ndarray:
         """Places in `pictures` of those taken down."""
         return np.flatnonzero(~live_mask(self.pictures.column("uid"), self.tombstones).to_numpy())
+
+    @cached_property
+    def _down_captions(self) -> np.ndarray:
+        """Those of pictures taken down."""
+        return np.flatnonzero(np.isin(self._owners, self._down_positions))
 
     @cached_property
     def _down(self) -> np.ndarray:

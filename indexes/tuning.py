@@ -41,16 +41,10 @@ def tuned(
         target: recall at ten, 0 to 1.
     """
     ours, others = queries[::2], queries[1::2]
-    truth = true_places(index.exact, ours)
-    widths = dict(_tried(index, ours, truth))
-    reaching = [width for width, shares in widths.items() if _surely(shares) >= target]
-    if reaching:
-        width = min(reaching, key=lambda width: (cost_ns(index, width), width.shortlist))
-    else:
-        width = max(widths, key=lambda width: (widths[width].mean(), width.shortlist))
+    width = _cheapest(index, ours, target)
     chosen = ApproximateIndex(index.exact, index.proposer, index.per_item, width)
     found = measured(chosen, others)
-    if not reaching or found.recall < target:
+    if found.recall < target:
         logger.warning("recall=%.4f target=%.4f width=%s", found.recall, target, width)
     return chosen, found
 
@@ -88,21 +82,43 @@ def cost_ns(index: ApproximateIndex, width: Width) -> float:
     )
 
 
-def _tried(
-    index: ApproximateIndex, queries: np.ndarray, truth: np.ndarray
-) -> Iterator[tuple[Width, np.ndarray]]:
-    """Widths, from narrow to wide, with the share of the truth that each query finds by them."""
+def _cheapest(index: ApproximateIndex, queries: np.ndarray, target: float) -> Width:
+    """The cheapest width that reaches a recall, or the best one if none does."""
+    truth = true_places(index.exact, queries)
     longest = min(_LONGEST, len(index.proposer))
-    shortlists = sorted({*_doubling(2 * TUNED_FOR, longest), longest})
-    if index.proposer.kind == "hnsw":  # what it finds first depends on how much it looks for
-        for shortlist in shortlists:
-            ranks = true_ranks(index, queries, truth, Width(1, shortlist))
-            yield Width(1, shortlist), (ranks < shortlist).mean(axis=1)
-        return
+    shortlists = sorted({*_doubling(min(2 * TUNED_FOR, longest), longest), longest})
+    reaching: list[Width] = []
+    shares: dict[Width, float] = {}
     for probes in sorted({*_doubling(1, index.proposer.lists), index.proposer.lists}):
-        ranks = true_ranks(index, queries, truth, Width(probes, longest))
-        for shortlist in shortlists:
-            yield Width(probes, shortlist), (ranks < shortlist).mean(axis=1)
+        if reaching and cost_ns(index, Width(probes, 0)) > cost_ns(index, reaching[0]):
+            break
+        for width, found in _tried(index, queries, truth, probes, shortlists).items():
+            shares[width] = found.mean()
+            if _surely(found) >= target:
+                reaching.append(width)
+        reaching.sort(key=lambda width: (cost_ns(index, width), width.shortlist))
+    if reaching:
+        return reaching[0]
+    return max(shares, key=lambda width: (shares[width], -cost_ns(index, width)))
+
+
+def _tried(
+    index: ApproximateIndex,
+    queries: np.ndarray,
+    truth: np.ndarray,
+    probes: int,
+    shortlists: list[int],
+) -> dict[Width, np.ndarray]:
+    """What share of the truth each query finds, by width; `shortlists` ascend."""
+    if index.proposer.kind == "hnsw":  # finds others first if it looks for more
+        ranks = [true_ranks(index, queries, truth, Width(probes, most)) for most in shortlists]
+    else:
+        longest = Width(probes, shortlists[-1])
+        ranks = [true_ranks(index, queries, truth, longest)] * len(shortlists)
+    return {
+        Width(probes, shortlist): (its < shortlist).mean(axis=1)
+        for shortlist, its in zip(shortlists, ranks, strict=True)
+    }
 
 
 def true_ranks(
