@@ -5,9 +5,7 @@ is one array that can be memory-mapped, written row by row, and read by anything
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -41,24 +39,6 @@ PICTURES_SCHEMA = pa.schema(
 
 _GATHERED = "gathered.json"
 _ROWS_PER_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class VectorFile:
-    """A file of vectors being written."""
-
-    file: TemporaryFile
-
-    def write(self, vectors: np.ndarray) -> None:
-        """Append float32[..., E]; raises ValueError where one is longer than 1."""
-        check_lengths(vectors)
-        self.file.stream.write(np.ascontiguousarray(vectors, "<f4").reshape(-1).view(np.uint8))
-
-    def published(self, name: str, embed_dim: int) -> FileEntry:
-        """The whole file, under its name; `rows` counts vectors."""
-        rows = self.file.stream.bytes // (4 * embed_dim)
-        self.file.publish(name)
-        return FileEntry(name, rows, self.file.stream.bytes, self.file.digest)
 
 
 def gather(
@@ -100,16 +80,16 @@ def gather(
             found = shard_embeddings(sources.images.shard(number), texts, keep)
             writer.write(_pictures(pairs, captioned, texts, found, first[number]))
             with _named(sources, number):
-                VectorFile(pictures).write(found.pictures)
-                VectorFile(captions).write(found.texts)
+                _append(pictures, found.pictures)
+                _append(captions, found.texts)
             advance(pairs.table.num_rows)
         writer.close()
         embed_dim = sources.shape[1]
         files = {PICTURES: writer.entry(PICTURES)}
         table.publish(PICTURES)
-        files[PICTURE_VECTORS] = VectorFile(pictures).published(PICTURE_VECTORS, embed_dim)
+        files[PICTURE_VECTORS] = _published(pictures, PICTURE_VECTORS, embed_dim)
         if sources.texts:
-            files[CAPTION_VECTORS] = VectorFile(captions).published(CAPTION_VECTORS, embed_dim)
+            files[CAPTION_VECTORS] = _published(captions, CAPTION_VECTORS, embed_dim)
     work.publish_json(_GATHERED, {name: entry.to_json() for name, entry in files.items()})
     return files
 
@@ -148,8 +128,20 @@ def _gathered_before(home: Folder, work: Folder) -> Mapping[str, FileEntry] | No
     return files if all(home.size(e.file) == e.bytes for e in files.values()) else None
 
 
+def _append(file: TemporaryFile, vectors: np.ndarray) -> None:
+    """Write float32[..., E]; raises ValueError where one is longer than 1."""
+    check_lengths(vectors)
+    file.stream.write(np.ascontiguousarray(vectors, "<f4").reshape(-1).view(np.uint8))
+
+
+def _published(file: TemporaryFile, name: str, embed_dim: int) -> FileEntry:
+    """The whole file, under its name; `rows` counts vectors."""
+    file.publish(name)
+    return FileEntry(name, file.stream.bytes // (4 * embed_dim), file.stream.bytes, file.digest)
+
+
 @contextlib.contextmanager
-def _named(sources: Sources, number: int) -> Any:
+def _named(sources: Sources, number: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:

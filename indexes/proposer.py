@@ -15,7 +15,7 @@ from indexes.kinds import (
     sub_vectors,
 )
 
-_io: Any = faiss  # its type stubs lack some classes
+_faiss: Any = faiss  # its type stubs lack some classes and misstate others
 
 _CONSTRUCTION = 100
 """Neighbours that HNSW looks at for each vector it adds."""
@@ -43,7 +43,7 @@ class Proposer:
         index: FAISS's; vectors are numbered as they are added.
     """
 
-    def __init__(self, kind: Kind, index: faiss.Index) -> None:
+    def __init__(self, kind: Kind, index: Any) -> None:
         self.kind = kind
         self.index = index
 
@@ -61,24 +61,25 @@ class Proposer:
         if len(sample) < _LEAST_TRAINING:  # FAISS wants more points than codes
             sample = np.resize(sample, (_LEAST_TRAINING, sample.shape[1]))
         embed_dim = sample.shape[1]
+        index: Any
         ip, byte = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
         if kind == "hnsw":
-            index = faiss.IndexHNSWSQ(embed_dim, byte, LINKS, ip)
+            index = _faiss.IndexHNSWSQ(embed_dim, byte, LINKS, ip)
             index.hnsw.efConstruction = _CONSTRUCTION
         else:
-            centres, lists = faiss.IndexFlatIP(embed_dim), num_lists(num_vectors)
+            centres, lists = _faiss.IndexFlatIP(embed_dim), num_lists(num_vectors)
             if kind == "ivf":
-                index = ivf = faiss.IndexIVFScalarQuantizer(centres, embed_dim, lists, byte, ip)
+                index = ivf = _faiss.IndexIVFScalarQuantizer(centres, embed_dim, lists, byte, ip)
             else:
                 parts = sub_vectors(embed_dim)
-                ivf = _io.IndexIVFPQFastScan(centres, embed_dim, lists, parts, 4, ip)
+                ivf = _faiss.IndexIVFPQFastScan(centres, embed_dim, lists, parts, 4, ip)
                 ivf.by_residual = True
-                rotation = faiss.OPQMatrix(embed_dim, parts)
-                codes = faiss.ProductQuantizer(embed_dim, parts, 4)
+                rotation = _faiss.OPQMatrix(embed_dim, parts)
+                codes = _faiss.ProductQuantizer(embed_dim, parts, 4)
                 codes.cp.seed = ivf.pq.cp.seed = seed
                 rotation.pq = codes
                 rotation.niter = TRAINING_ROUNDS
-                index = faiss.IndexPreTransform(rotation, ivf)
+                index = _faiss.IndexPreTransform(rotation, ivf)
             _set_up(ivf, seed)
         index.train(np.ascontiguousarray(sample))
         return Proposer(kind, index)
@@ -95,7 +96,7 @@ class Proposer:
     def add(self, vectors: np.ndarray) -> None:
         """Add vectors, float32[n, E]."""
         if self.kind == "hnsw":  # draws levels; what was drawn before is not in its file
-            self.index.hnsw.rng = _io.RandomGenerator(len(self))
+            self.index.hnsw.rng = _faiss.RandomGenerator(len(self))
         self.index.add(np.ascontiguousarray(vectors, np.float32))
 
     def search(self, vectors: np.ndarray, width: Width) -> tuple[np.ndarray, np.ndarray]:
@@ -110,9 +111,9 @@ class Proposer:
         """
         count = min(width.shortlist, len(self))
         if self.kind == "hnsw":
-            parameters = faiss.SearchParametersHNSW(efSearch=count)
+            parameters = _faiss.SearchParametersHNSW(efSearch=count)
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=min(width.probes, self.lists))
+            parameters = _faiss.SearchParametersIVF(nprobe=min(width.probes, self.lists))
         return self.index.search(vectors, count, params=parameters)
 
 
@@ -130,4 +131,4 @@ def _set_up(ivf: Any, seed: int) -> None:
     ivf.cp.min_points_per_centroid = 1
     ivf.cp.max_points_per_centroid = TRAINING_VECTORS
     if faiss.get_num_gpus():
-        ivf.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(ivf.d))
+        ivf.clustering_index = _faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(ivf.d))

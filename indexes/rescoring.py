@@ -8,12 +8,15 @@ that is found. So an exact answer costs hardly more than a float32 one.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
 
 from indexes.exact import error_bound, on_grid
 from indexes.hits import Hits
+
+_faiss: Any = faiss  # its type stubs lack a function
 
 _SCORES_AT_ONCE = 1 << 20
 _EXACT_AT_ONCE = 1 << 15
@@ -77,7 +80,7 @@ def inner_products(queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray) ->
     """
     queries, ids = np.ascontiguousarray(queries), np.ascontiguousarray(ids)
     found = np.empty(ids.shape, np.float32)
-    faiss.fvec_inner_products_by_idx(
+    _faiss.fvec_inner_products_by_idx(
         faiss.swig_ptr(found),
         faiss.swig_ptr(queries),
         faiss.swig_ptr(vectors),
