@@ -180,7 +180,10 @@ def test_the_same_command_again_changes_nothing(made, capsys):
     capsys.readouterr()
     run(*made.command, "--checkpoint", made.home / "stage1")
     assert (made.home / "index" / "index.json").read_bytes() == before
-    assert "index of 11 pictures with 4 vectors each (exact) and 10 captions" in capsys.readouterr().out
+    assert (
+        "index of 11 pictures with 4 vectors each (exact) and 10 captions"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_run_is_kept_beside_the_index_with_places_that_hold_anywhere(
