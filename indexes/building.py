@@ -1,156 +1,193 @@
 """Building an index from embeddings, and from the pairs they lie beside."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.fs as pafs
 
-from indexes.maxsim import MaxSimIndex
-from indexes.storage import (
+from indexes.approximate import ApproximateIndex
+from indexes.faiss_files import write_proposer
+from indexes.filling import filled
+from indexes.gathering import (
     CAPTION_VECTORS,
     PICTURE_VECTORS,
-    PICTURES,
-    PICTURES_SCHEMA,
-    IndexManifest,
-    publish,
-    stored_name,
-    write_vectors,
+    gather,
+    read_vectors,
 )
-from pipeline.captions import kept_texts
-from pipeline.dataset import Dataset, Shard, check_side_by_side
-from pipeline.embeddings import Embeddings, first_rows, shard_embeddings, texts_digest
+from indexes.kinds import chosen
+from indexes.maxsim import MaxSimIndex
+from indexes.proposer import Width
+from indexes.sources import Sources
+from indexes.storage import (
+    CAPTION_INDEX,
+    PICTURE_INDEX,
+    IndexManifest,
+    IndexShard,
+    Searched,
+    commit_shard,
+    committed_shard,
+    publish,
+)
+from indexes.tuning import tuned
 from pipeline.errors import ConfigError
-from pipeline.lineage import Lineage
-from pipeline.shard import ShardWriter
+from pipeline.shard import FileEntry
 from pipeline.storage import Folder
 
-_ROWS_PER_BATCH = 1024
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Sources:
-    """The datasets an index is made of, side by side and of one checkpoint.
-
-    Raises:
-        ConfigError: they are not.
-    """
-
-    pairs: Dataset
-    images: Dataset
-    texts: Dataset | None
-    """Without it no captions are indexed."""
-    split: str
-    """The split that is indexed, or `all`."""
-    captions: Dataset | None = None
-    """Of kind `captions`, if its captions were embedded instead of those of `pairs`."""
-
-    def __post_init__(self) -> None:
-        check_side_by_side(*self._all)
-        checkpoint = checkpoint_of(self.images)
-        if self.texts is not None and checkpoint_of(self.texts) != checkpoint:
-            raise ConfigError(
-                f"{self.images.folder} and {self.texts.folder} are of different checkpoints: "
-                f"{checkpoint['digest'][:16]} and {checkpoint_of(self.texts)['digest'][:16]}"
-            )
-        if not self.images.records:
-            raise ConfigError(f"{self.images.folder}: holds no picture")
-
-    @property
-    def _all(self) -> list[Dataset]:
-        return [d for d in (self.pairs, self.images, self.texts, self.captions) if d is not None]
-
-    @property
-    def lineage(self) -> Lineage:
-        """What the index is made from; its digest covers it."""
-        parents = tuple(dataset.as_parent for dataset in self._all)
-        frozen = {"checkpoint": checkpoint_of(self.images)}
-        return Lineage("index", {"split": self.split}, parents, frozen)
-
-
-def checkpoint_of(dataset: Dataset) -> dict[str, Any]:
-    """Digest and stage of the checkpoint that made a dataset of embeddings.
-
-    Raises:
-        ConfigError: its lineage names none.
-    """
-    checkpoint = dataset.manifest.lineage.frozen.get("checkpoint")
-    if not checkpoint or "digest" not in checkpoint:
-        raise ConfigError(f"{dataset.folder}: its lineage names no checkpoint")
-    return dict(checkpoint)
+_QUERIES = 800
+"""Held out, half of them to tune on and half to measure on; of whole pictures fewer are enough."""
+_PICTURE_QUERIES = 100
+_WORK = ".work"
 
 
 def build(folder: Folder, sources: Sources, advance: Callable[[int], None]) -> None:
-    """Make the index in `folder` and publish it.
+    """Make the index in `folder`, shard after shard, and publish it.
 
     Args:
         folder: of the index; `storage.begin` has begun it.
         sources: see there.
-        advance: is told the number of rows after each shard.
+        advance: is told the number of rows as they are read.
 
     Raises:
         ConfigError: there is no picture to index, or the captions are not those that were embedded.
         DatasetError: a shard is damaged.
     """
-    first_shard = next(sources.images.shards())
-    num_queries, embed_dim = first_shard.table.schema.field("vectors").type.shape
-    pictures = MaxSimIndex.empty(embed_dim, num_queries)
-    captions = MaxSimIndex.empty(embed_dim, 1)
-    with folder.temporary() as file:
-        writer = ShardWriter(file, PICTURES_SCHEMA, _ROWS_PER_BATCH)
-        for number, first in first_rows(sources.images).items():
-            pairs = sources.pairs.shard(number)
-            texts = sources.texts.shard(number) if sources.texts else None
-            captioned = sources.captions.shard(number) if sources.captions else pairs
-            keep = _wanted(pairs, sources.split) & captioned.live.to_numpy()
-            found = shard_embeddings(sources.images.shard(number), texts, keep)
-            writer.write(_pictures(pairs, captioned, texts, found, first))
-            pictures.add(first + found.rows, found.pictures)
-            numbers = len(captions) + np.arange(len(found.texts))
-            captions.add(numbers, found.texts[:, None])
-            advance(pairs.table.num_rows)
-        writer.close()
-        if not writer.rows:
-            raise ConfigError(f"{sources.images.folder}: no picture of split {sources.split!r}")
-        entry = writer.entry(stored_name(folder, PICTURES, file))
-        file.publish(entry.file)
-    files = {PICTURES: entry, PICTURE_VECTORS: write_vectors(folder, PICTURE_VECTORS, pictures)}
-    if sources.texts:
-        files[CAPTION_VECTORS] = write_vectors(folder, CAPTION_VECTORS, captions)
-    publish(folder, IndexManifest(sources.lineage, num_queries, embed_dim, files))
+    for number, together in enumerate(sources.index_shards()):
+        build_shard(folder, sources, number, together, advance)
+    publish_made(folder, sources)
 
 
-def _wanted(pairs: Shard, split: str) -> np.ndarray:
-    """bool[rows]: not taken down, and in the split."""
-    live = pairs.live.to_numpy()
-    return live if split == "all" else live & (pairs.table.column("split").to_numpy() == split)
+def publish_made(folder: Folder, sources: Sources) -> None:
+    """Publish an index of all shards that are made; raises ConfigError where they are empty."""
+    made = (committed_shard(folder, number) for number, _ in enumerate(sources.index_shards()))
+    shards = tuple(shard for shard in made if shard is not None)
+    if not any(shard.num_pictures for shard in shards):
+        raise ConfigError(f"{sources.images.folder}: no picture of split {sources.split!r}")
+    publish(folder, IndexManifest(sources.lineage, *sources.shape, shards))
 
 
-def _pictures(
-    pairs: Shard, captioned: Shard, texts: Shard | None, found: Embeddings, first: int
-) -> pa.Table:
-    """The rows of pictures.arrow for one shard (PICTURES_SCHEMA)."""
-    rows = pa.array(found.rows)
-    table = pairs.table.select(["uid", "url"]).take(rows)
-    captions = captioned.table.column("captions").take(rows)
-    kept = [[text for _, text in row] for row in kept_texts(captions)]
-    if texts is not None:
-        embedded = texts.table.column("texts_digest").take(rows).to_pylist()
-        for uid, its, digest in zip(table.column("uid").to_pylist(), kept, embedded, strict=True):
-            if texts_digest(its) != digest:
-                raise ConfigError(
-                    f"picture {uid.hex()}: other captions were embedded than it has; "
-                    "--captions names a dataset `captions` that they are of"
-                )
-    return pa.table(
-        {
-            "uid": table.column("uid"),
-            "url": table.column("url"),
-            "captions": kept,
-            "row": first + found.rows,
-            "shard": np.full(len(found.rows), pairs.record.number),
-            "shard_row": found.rows,
-        },
-        schema=PICTURES_SCHEMA,
-    )
+def build_shard(
+    folder: Folder,
+    sources: Sources,
+    number: int,
+    together: Sequence[int],
+    advance: Callable[[int], None],
+) -> IndexShard:
+    """Make one index shard, or go on with it; what is made already stays.
+
+    Args:
+        folder: of the index.
+        sources: see there.
+        number: of the index shard.
+        together: the shards of the datasets that are in it.
+        advance: is told the number of rows as they are read.
+
+    Raises:
+        ConfigError, DatasetError: as `build`.
+    """
+    there = committed_shard(folder, number)
+    if there is not None:
+        advance(sum(sources.images.records[n].entry.rows for n in together))
+        return there
+    with _workshop(folder, f"{number:05d}") as home:
+        work = home / _WORK
+        work.create()
+        home.sweep(_WORK)
+        files = dict(gather(home, work, sources, together, advance))
+        num_queries, embed_dim = sources.shape
+        pictures = _opened(home, files[PICTURE_VECTORS], num_queries, embed_dim)
+        captions = None
+        if CAPTION_VECTORS in files:
+            captions = _opened(home, files[CAPTION_VECTORS], 1, embed_dim)
+        side = _Side(home, work, sources, PICTURE_INDEX)
+        some = captions if captions is not None and len(captions) > 1 else pictures
+        of_pictures = side.indexed(pictures, some, files)
+        of_captions = None
+        if captions is not None:
+            side = replace(side, name=CAPTION_INDEX)
+            of_captions = side.indexed(captions, pictures, files)
+        work.remove()
+        shard = IndexShard(number, _placed(folder, home, files), of_pictures, of_captions)
+    commit_shard(folder, shard)
+    return shard
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The pictures or the captions of an index shard."""
+
+    home: Folder
+    work: Folder
+    sources: Sources
+    name: str
+    """Of its FAISS file."""
+
+    def indexed(
+        self, exact: MaxSimIndex, asking: MaxSimIndex, files: dict[str, FileEntry]
+    ) -> Searched:
+        """Index them, unless all are to be compared; the file is added to `files`.
+
+        Args:
+            exact: the vectors.
+            asking: what queries are drawn from: captions for pictures, pictures for captions.
+            files: of the index shard.
+        """
+        config = self.sources.config
+        per_item = exact.vectors_per_item
+        if self.name == PICTURE_INDEX and config.vectors_per_picture is not None:
+            per_item = min(per_item, config.vectors_per_picture)
+        kind = chosen(config, len(exact) * per_item, exact.embed_dim)
+        if kind == "exact" or not len(exact):
+            return Searched.exactly(exact.vectors_per_item)
+        stem = self.name.removesuffix(".faiss")
+        proposer = filled(self.work, stem, exact.vectors, per_item, kind, config.seed)
+        files[self.name] = write_proposer(self.home, self.name, proposer)
+        index = ApproximateIndex(exact, proposer, per_item, Width(1, 1))
+        index, found = tuned(index, _drawn(asking, config.seed), config.target_recall)
+        logger.info("tuned index=%s kind=%s %s recall=%.4f", stem, kind, index.width, found.recall)
+        return Searched(kind, per_item, index.width, found.recall, found.num_queries)
+
+
+def _drawn(asking: MaxSimIndex, seed: int) -> np.ndarray:
+    """float32[n, A, E]: some items as queries, in random order; never fewer than two."""
+    most = _QUERIES if asking.vectors_per_item == 1 else _PICTURE_QUERIES
+    numbers = np.random.default_rng(seed).permutation(len(asking))[:most]
+    return asking.vectors[np.resize(numbers, max(2, len(numbers)))]
+
+
+def _opened(home: Folder, entry: FileEntry, per_item: int, embed_dim: int) -> MaxSimIndex:
+    vectors = read_vectors(home, entry, per_item, embed_dim)
+    return MaxSimIndex(np.arange(len(vectors)), vectors)
+
+
+@contextlib.contextmanager
+def _workshop(folder: Folder, name: str) -> Iterator[Folder]:
+    """A local folder in which a shard is made: its own where the index is local."""
+    if folder.is_local:
+        yield folder / name
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Folder.at(scratch) / name
+
+
+def _placed(folder: Folder, home: Folder, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    """The files with their names in the index; copied there, where it is not local.
+
+    On an object store the digest is in a name, so that no attempt overwrites another's.
+    """
+    placed = {}
+    for name, entry in files.items():
+        file = f"{home.name}/{name}"
+        if not folder.is_local:
+            stem, _, suffix = name.partition(".")
+            file = f"{home.name}/{stem}-{entry.digest[:16]}.{suffix}"
+            pafs.copy_files(
+                f"{home.path}/{name}", f"{folder.path}/{file}", destination_filesystem=folder.fs
+            )
+        placed[name] = replace(entry, file=file)
+    return placed

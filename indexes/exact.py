@@ -26,11 +26,16 @@ def on_grid(vectors: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a vector is longer than 1, or not finite.
     """
-    vectors = np.asarray(vectors, np.float64)
-    lengths = np.linalg.norm(vectors, axis=-1)
-    if not (lengths <= _LONGEST).all():  # NaN fails too
-        raise ValueError(f"vectors of length up to {lengths.max():.4g} are not normalised")
-    return np.rint(vectors * _STEPS) / _STEPS
+    check_lengths(vectors)
+    return np.rint(np.asarray(vectors, np.float64) * _STEPS) / _STEPS
+
+
+def check_lengths(vectors: np.ndarray) -> None:
+    """Raise ValueError unless all vectors [..., E] are finite and no longer than 1."""
+    squares = np.einsum("...e,...e->...", vectors, vectors)
+    if not (squares <= _LONGEST**2).all():  # NaN fails too
+        longest = float(squares.max()) ** 0.5
+        raise ValueError(f"vectors of length up to {longest:.4g} are not normalised")
 
 
 def error_bound(embed_dim: int) -> float:

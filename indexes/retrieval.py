@@ -1,5 +1,6 @@
 """An index opened for search: vectors in, pictures and captions as they are to be shown out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,19 +8,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from indexes.maxsim import Hits, MaxSimIndex
-from indexes.storage import (
+from indexes.approximate import ApproximateIndex
+from indexes.faiss_files import read_proposer
+from indexes.gathering import (
     CAPTION_VECTORS,
-    INDEX,
     PICTURE_VECTORS,
     PICTURES,
     PICTURES_SCHEMA,
-    IndexManifest,
-    read_manifest,
     read_vectors,
+)
+from indexes.hits import Hits, Searcher
+from indexes.maxsim import MaxSimIndex
+from indexes.sharded import as_one
+from indexes.storage import (
+    CAPTION_INDEX,
+    INDEX,
+    PICTURE_INDEX,
+    IndexManifest,
+    IndexShard,
+    Searched,
+    read_manifest,
 )
 from pipeline.dataset import DRAFT, check_bytes, read_table
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.shard import FileEntry
 from pipeline.storage import Folder
 from pipeline.tombstones import live_mask, read_tombstones
 
@@ -57,8 +69,10 @@ class RetrievalIndex:
     manifest: IndexManifest
     pictures: pa.Table
     """PICTURES_SCHEMA"""
-    picture_vectors: MaxSimIndex
-    caption_vectors: MaxSimIndex | None
+    picture_vectors: Searcher
+    """Its items are rows."""
+    caption_vectors: Searcher | None
+    """Its items are the captions of `pictures`, counted through."""
     tombstones: frozenset[bytes]
 
     @staticmethod
@@ -77,27 +91,29 @@ class RetrievalIndex:
         manifest = read_manifest(folder)
         if manifest is None:
             raise ConfigError(_why_no_index(folder))
-        for entry in manifest.files.values():
-            size = folder.size(entry.file)
-            if size != entry.bytes:
-                found = "is missing" if size is None else f"has {size} bytes, not {entry.bytes}"
-                raise DatasetError(
-                    f"{folder}/{entry.file}: {found}; remove the index, make it anew"
-                )
-            if verify:
-                check_bytes(folder, entry.file, entry.bytes, entry.digest)
-        files = manifest.files
-        captions = files.get(CAPTION_VECTORS)
-        index = RetrievalIndex(
+        for shard in manifest.shards:
+            _check_files(folder, shard, verify=verify)
+        pictures, searchers, of_captions = [], [], []
+        first = 0
+        for shard in manifest.shards:
+            table = read_table(folder, shard.files[PICTURES].file)
+            _check_table(folder, shard, table)
+            opened = _Opened(folder, shard, manifest.embed_dim)
+            rows = table.column("row").to_numpy()
+            pictures.append(table)
+            searchers.append(opened.pictures(rows, manifest.num_queries))
+            if shard.captions is not None:
+                count = pc.sum(pc.list_value_length(table.column("captions"))).as_py() or 0
+                of_captions.append(opened.captions(first + np.arange(count), shard.captions))
+                first += count
+        return RetrievalIndex(
             folder,
             manifest,
-            read_table(folder, files[PICTURES].file),
-            read_vectors(folder, files[PICTURE_VECTORS], manifest.num_queries),
-            None if captions is None else read_vectors(folder, captions, 1),
+            pa.concat_tables(pictures),
+            as_one(searchers),
+            as_one(of_captions) if of_captions else None,
             read_tombstones(folder),
         )
-        index._check()
-        return index
 
     @property
     def digest(self) -> str:
@@ -109,7 +125,8 @@ class RetrievalIndex:
         captions = len(self.caption_vectors) if self.caption_vectors is not None else 0
         return (
             f"index of {self.pictures.num_rows:,} pictures with {self.manifest.num_queries} "
-            f"vectors each and {captions:,} captions, digest {self.digest[:16]}"
+            f"vectors each ({_told([shard.pictures for shard in self.manifest.shards])}) and "
+            f"{captions:,} captions, digest {self.digest[:16]}"
         )
 
     def check_checkpoint(self, digest: str, location: str) -> None:
@@ -150,9 +167,8 @@ class RetrievalIndex:
         """
         if self.caption_vectors is None:
             raise ConfigError(f"{self.folder}: holds no captions; index text_embeddings too")
-        down = np.flatnonzero(np.isin(self._owners, self._down_positions))
         found = []
-        for hits in self.caption_vectors.search(vectors, k, without=down):
+        for hits in self.caption_vectors.search(vectors, k, without=self._down_captions):
             texts = self._texts.take(pa.array(hits.items)).to_pylist()
             owners = pa.array(self._owners[hits.items])
             uids = self.pictures.column("uid").take(owners).to_pylist()
@@ -200,21 +216,96 @@ class RetrievalIndex:
         return np.flatnonzero(~live_mask(self.pictures.column("uid"), self.tombstones).to_numpy())
 
     @cached_property
+    def _down_captions(self) -> np.ndarray:
+        """Those of pictures taken down."""
+        return np.flatnonzero(np.isin(self._owners, self._down_positions))
+
+    @cached_property
     def _down(self) -> np.ndarray:
         return self._rows[self._down_positions]
 
-    def _check(self) -> None:
-        """Raises DatasetError where the files do not fit each other."""
-        fits = (
-            self.pictures.schema.equals(PICTURES_SCHEMA)
-            and self.pictures.num_rows == self.manifest.files[PICTURES].rows
-            and np.array_equal(self._rows, self.picture_vectors.items)
-            and self.picture_vectors.embed_dim == self.manifest.embed_dim
-        )
-        if fits and self.caption_vectors is not None:
-            fits = np.array_equal(self.caption_vectors.items, np.arange(len(self._texts)))
-        if not fits:
-            raise DatasetError(f"{self.folder}: its files do not fit each other")
+
+@dataclass(frozen=True)
+class _Opened:
+    """The vectors of an index shard, opened for search."""
+
+    folder: Folder
+    shard: IndexShard
+    embed_dim: int
+
+    def pictures(self, rows: np.ndarray, num_queries: int) -> Searcher:
+        exact = self._exact(PICTURE_VECTORS, rows, num_queries)
+        return self._searcher(PICTURE_INDEX, exact, self.shard.pictures)
+
+    def captions(self, numbers: np.ndarray, searched: Searched) -> Searcher:
+        exact = self._exact(CAPTION_VECTORS, numbers, 1)
+        return self._searcher(CAPTION_INDEX, exact, searched)
+
+    def _exact(self, name: str, items: np.ndarray, per_item: int) -> MaxSimIndex:
+        vectors = read_vectors(self.folder, self._entry(name), per_item, self.embed_dim)
+        try:
+            return MaxSimIndex(items, vectors)
+        except ValueError as error:
+            raise self._unfit(name, error) from error
+
+    def _searcher(self, name: str, exact: MaxSimIndex, searched: Searched) -> Searcher:
+        if searched.width is None:
+            return exact
+        entry = self._entry(name)
+        proposer = read_proposer(self.folder, entry.file, searched.kind)
+        try:
+            if len(proposer) != entry.rows:
+                raise ValueError(f"{len(proposer)} vectors, not {entry.rows}")
+            return ApproximateIndex(exact, proposer, searched.vectors_per_item, searched.width)
+        except ValueError as error:
+            raise self._unfit(name, error) from error
+
+    def _entry(self, name: str) -> FileEntry:
+        entry = self.shard.files.get(name)
+        if entry is None:
+            raise DatasetError(f"{self.folder}/{INDEX}: shard {self.shard.number} has no {name}")
+        return entry
+
+    def _unfit(self, name: str, error: Exception) -> DatasetError:
+        file = self._entry(name).file
+        return DatasetError(f"{self.folder}/{file}: does not fit the others: {error}")
+
+
+def indexed_uids(folder: Folder) -> frozenset[bytes]:
+    """The uids of all pictures in an index, those taken down too.
+
+    Raises:
+        ConfigError: there is no index.
+        DatasetError: it is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ConfigError(_why_no_index(folder))
+    tables = (read_table(folder, shard.files[PICTURES].file) for shard in manifest.shards)
+    return frozenset(uid for table in tables for uid in table.column("uid").to_pylist())
+
+
+def _check_files(folder: Folder, shard: IndexShard, *, verify: bool) -> None:
+    for entry in shard.files.values():
+        size = folder.size(entry.file)
+        if size != entry.bytes:
+            found = "is missing" if size is None else f"has {size} bytes, not {entry.bytes}"
+            raise DatasetError(f"{folder}/{entry.file}: {found}; remove the index, make it anew")
+        if verify:
+            check_bytes(folder, entry.file, entry.bytes, entry.digest)
+
+
+def _check_table(folder: Folder, shard: IndexShard, table: pa.Table) -> None:
+    entry = shard.files[PICTURES]
+    if not table.schema.equals(PICTURES_SCHEMA) or table.num_rows != entry.rows:
+        raise DatasetError(f"{folder}/{entry.file}: is not what {INDEX} says")
+
+
+def _told(searched: Sequence[Searched]) -> str:
+    """How shards are searched, for people: the kinds, and the lowest recall that was measured."""
+    kinds = ", ".join(sorted({one.kind for one in searched}))
+    recalls = [one.recall for one in searched if one.recall is not None]
+    return f"{kinds}, recall {min(recalls):.3f}" if recalls else kinds
 
 
 def _why_no_index(folder: Folder) -> str:

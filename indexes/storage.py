@@ -1,10 +1,14 @@
-"""An index as a folder: its files, and `index.json`, which is published last and names them.
+"""An index as a folder: its shards' files, and `index.json`, which is published last.
 
-index.json             format, digest, lineage, sizes, and the files with their digests
-pictures.arrow         the pictures: uid, url, captions, and where their rows are
-picture_vectors.faiss  Q vectors a picture; a vector's id is row * Q + query
-caption_vectors.faiss  one vector a caption; its id is its number among the captions of
-                       pictures.arrow; absent where no captions were embedded
+index.json             format, digest, lineage, sizes, and each index shard: its files with their
+                       digests, and how it is searched
+00000/                 the first index shard; a part of the pictures, in order
+  pictures.arrow       uid, url, captions, and where the rows are
+  picture_vectors.f32  Q vectors a picture, for exact scores
+  picture_index.faiss  HNSW or IVF over them; absent where all are compared
+  caption_vectors.f32  one vector a caption, in the order of the captions in pictures.arrow; absent
+  caption_index.faiss  where no captions were embedded
+00000.json             what index.json says of the first index shard, as soon as it is made
 tombstones.json        pictures taken down since; absent where there are none
 config.yaml, run.json  of the run that made it
 """
@@ -13,38 +17,92 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
-import pyarrow as pa
-
-from indexes.maxsim import MaxSimIndex
+from indexes.gathering import PICTURE_VECTORS, PICTURES, PICTURES_SCHEMA
+from indexes.kinds import Kind
+from indexes.proposer import Width
 from pipeline.dataset import DRAFT
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Lineage, canonical_digest
-from pipeline.schemas import UID
-from pipeline.shard import FileEntry
-from pipeline.storage import Folder, TemporaryFile
-
-_io: Any = faiss  # its type stubs lack these classes
+from pipeline.shard import FileEntry, record_name
+from pipeline.storage import Folder
 
 INDEX = "index.json"
-FORMAT = "viaduct-index/1"
-PICTURES, PICTURE_VECTORS, CAPTION_VECTORS = (
-    "pictures.arrow",
-    "picture_vectors.faiss",
-    "caption_vectors.faiss",
-)
-PICTURES_SCHEMA = pa.schema(
-    [
-        ("uid", UID),
-        ("url", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("row", pa.int64()),
-        ("shard", pa.int32()),
-        ("shard_row", pa.int32()),
-    ]
-)
-"""`row` counts over the whole dataset, `shard_row` within the shard; `captions` are those kept."""
+FORMAT = "viaduct-index/2"
+PICTURE_INDEX, CAPTION_INDEX = "picture_index.faiss", "caption_index.faiss"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How pictures or captions of an index shard are searched."""
+
+    kind: Kind
+    vectors_per_item: int
+    """In the approximate index; fewer than an item has where they were merged."""
+    width: Width | None
+    """None for an exact one, like what follows."""
+    recall: float | None
+    """Share of the true ten best that was found for queries that are not indexed."""
+    num_queries: int
+    """So many."""
+
+    @staticmethod
+    def exactly(vectors_per_item: int) -> "Searched":
+        return Searched("exact", vectors_per_item, None, None, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "vectors_per_item": self.vectors_per_item,
+            "width": None if self.width is None else self.width.to_json(),
+            "recall": self.recall,
+            "num_queries": self.num_queries,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Searched":
+        width, recall = value["width"], value["recall"]
+        return Searched(
+            value["kind"],
+            int(value["vectors_per_item"]),
+            None if width is None else Width(int(width["probes"]), int(width["shortlist"])),
+            None if recall is None else float(recall),
+            int(value["num_queries"]),
+        )
+
+
+@dataclass(frozen=True)
+class IndexShard:
+    """A part of the pictures with their captions, indexed together."""
+
+    number: int
+    files: Mapping[str, FileEntry]
+    """By the names above; `rows` counts pictures or vectors."""
+    pictures: Searched
+    captions: Searched | None
+    """None where no captions are indexed."""
+
+    @property
+    def num_pictures(self) -> int:
+        return self.files[PICTURES].rows
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shard": self.number,
+            "files": {name: entry.to_json() for name, entry in sorted(self.files.items())},
+            "pictures": self.pictures.to_json(),
+            "captions": None if self.captions is None else self.captions.to_json(),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "IndexShard":
+        captions = value["captions"]
+        return IndexShard(
+            int(value["shard"]),
+            {name: FileEntry.from_json(entry) for name, entry in value["files"].items()},
+            Searched.from_json(value["pictures"]),
+            None if captions is None else Searched.from_json(captions),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,15 +115,15 @@ class IndexManifest:
     """Q, vectors a picture."""
     embed_dim: int
     """E, values a vector."""
-    files: Mapping[str, FileEntry]
-    """By the names above; `rows` counts pictures or vectors."""
+    shards: tuple[IndexShard, ...]
 
     @property
     def digest(self) -> str:
         """Covers all but the files' names; no times, hosts or paths."""
         content = self._content()
-        for entry in content["files"].values():
-            del entry["file"]
+        for shard in content["shards"]:
+            for entry in shard["files"].values():
+                del entry["file"]
         return canonical_digest(content)
 
     @property
@@ -81,7 +139,7 @@ class IndexManifest:
             "num_queries": self.num_queries,
             "embed_dim": self.embed_dim,
             "lineage": self.lineage.to_json(),
-            "files": {name: entry.to_json() for name, entry in sorted(self.files.items())},
+            "shards": [shard.to_json() for shard in self.shards],
         }
 
     @staticmethod
@@ -89,19 +147,23 @@ class IndexManifest:
         """Read index.json.
 
         Raises:
-            DatasetError: it is damaged, or of a later format.
+            DatasetError: it is damaged, or of another format.
         """
         try:
             if value["format"] != FORMAT:
-                raise DatasetError(f"{name}: format={value['format']!r}, this reads {FORMAT!r}")
-            files = {key: FileEntry.from_json(entry) for key, entry in value["files"].items()}
+                raise DatasetError(
+                    f"{name}: format={value['format']!r}, this reads {FORMAT!r}; "
+                    "make the index anew"
+                )
             manifest = IndexManifest(
                 lineage=Lineage.from_json(value["lineage"]),
                 num_queries=int(value["num_queries"]),
                 embed_dim=int(value["embed_dim"]),
-                files=files,
+                shards=tuple(IndexShard.from_json(shard) for shard in value["shards"]),
             )
-            is_whole = {PICTURES, PICTURE_VECTORS} <= files.keys() and manifest.checkpoint
+            needed = {PICTURES, PICTURE_VECTORS}
+            is_whole = all(needed <= shard.files.keys() for shard in manifest.shards)
+            is_whole = is_whole and bool(manifest.shards and manifest.checkpoint)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(f"{name}: field missing or wrong: {error}") from error
         if not is_whole or manifest.digest != value.get("digest"):
@@ -134,50 +196,25 @@ def begin(folder: Folder, lineage: Lineage) -> Draft | None:
     return None
 
 
+def commit_shard(folder: Folder, shard: IndexShard) -> None:
+    """Write a shard's record, after which it is made."""
+    folder.publish_json(record_name(shard.number), shard.to_json())
+
+
+def committed_shard(folder: Folder, number: int) -> IndexShard | None:
+    """A shard that is made and whole; a damaged record counts as absent."""
+    try:
+        value = folder.read_json(record_name(number))
+        shard = None if value is None else IndexShard.from_json(value)
+    except (DatasetError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    if shard is None or any(folder.size(e.file) != e.bytes for e in shard.files.values()):
+        return None
+    return shard
+
+
 def publish(folder: Folder, manifest: IndexManifest) -> None:
     """Write index.json, after which the index is whole and never changes."""
     folder.publish_json(INDEX, manifest.to_json())
     folder.remove_file(DRAFT)
     folder.sweep()
-
-
-def write_vectors(folder: Folder, name: str, index: MaxSimIndex) -> FileEntry:
-    """Publish vectors as a FAISS file; equal vectors give equal bytes."""
-    with folder.temporary() as file:
-        faiss.write_index(index.index, _io.PyCallbackIOWriter(file.stream.write))
-        entry = FileEntry(
-            stored_name(folder, name, file), index.index.ntotal, file.stream.bytes, file.digest
-        )
-        file.publish(entry.file)
-    return entry
-
-
-def stored_name(folder: Folder, name: str, file: TemporaryFile) -> str:
-    """The name of a written file; on an object store the digest is in it: no attempt overwrites."""
-    stem, _, suffix = name.partition(".")
-    return name if folder.is_local else f"{stem}-{file.digest[:16]}.{suffix}"
-
-
-def read_vectors(folder: Folder, entry: FileEntry, vectors_per_item: int) -> MaxSimIndex:
-    """Open a FAISS file, memory-mapped where it is local.
-
-    Raises:
-        DatasetError: it is damaged, or not what index.json says.
-    """
-    name = f"{folder}/{entry.file}"
-    try:
-        if folder.is_local:
-            index = faiss.read_index(name, faiss.IO_FLAG_MMAP_IFC)
-        else:
-            with folder.fs.open_input_stream(f"{folder.path}/{entry.file}") as stream:
-                index = faiss.read_index(_io.PyCallbackIOReader(stream.read))
-        if not isinstance(index, faiss.IndexIDMap) or index.ntotal != entry.rows:
-            raise DatasetError(f"{name}: is not what {INDEX} says")
-        return MaxSimIndex(index, vectors_per_item)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DatasetError(f"{name}: cannot be read: {_short(error)}") from error
-
-
-def _short(error: Exception) -> str:
-    """FAISS puts its source and a condition around what it has to say."""
-    return str(error).strip().splitlines()[0][-200:]

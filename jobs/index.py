@@ -1,27 +1,40 @@
-"""`viaduct index`: exact indexes of contrastive embeddings, for search."""
+"""`viaduct index`: indexes of contrastive embeddings, for search."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Literal
 
+import faiss
 import tyro
 
-from indexes.building import Sources, build, checkpoint_of
+from indexes.building import build, build_shard, publish_made
+from indexes.gathering import PICTURES
+from indexes.kinds import IndexConfig
 from indexes.retrieval import RetrievalIndex
-from indexes.storage import begin
-from jobs.build import running
+from indexes.sources import Sources, checkpoint_of
+from indexes.storage import begin, committed_shard
+from jobs.build import Incomplete, running
+from jobs.cluster import ClusterConfig, session
 from jobs.progress import Progress
+from jobs.shards import PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint
+from pipeline.accounting import Account
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.shard import MANIFEST
+from pipeline.shard import MANIFEST, ShardRecord
 from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Index embeddings with FAISS; a picture is as close to a text as its closest query output."""
+    """Index embeddings with FAISS; a picture is as close to a text as its closest query output.
+
+    Approximate indexes only propose: what is found is scored exactly, by vectors that the index
+    keeps on disk. Killed, the same command goes on. More than --shard-pictures are built by Ray.
+    """
 
     embeddings: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
     """Folder that holds `image_embeddings` and, for searches of captions, `text_embeddings`; or a
@@ -48,12 +61,24 @@ class Index:
     split: Literal["all", "train", "validation", "test"] = "all"
     """Which pictures to index."""
 
+    threads: int | None = None
+    """Cores that an index shard is built with; by default all where there is one shard, and one for
+    each where there are several."""
+
+    config: IndexConfig = field(default_factory=IndexConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads: {self.threads} is not positive")
+
     def run(self) -> RetrievalIndex:
         """Make the index, unless it is there."""
         images, texts = self._embeddings()
         pairs = Dataset.open(self.pairs, "pairs")
         chosen = None if self.captions is None else Dataset.open(self.captions, "captions")
-        sources = Sources(pairs, images, texts, self.split, chosen)
+        sources = Sources(pairs, images, texts, self.split, chosen, self.config)
         self._check_checkpoint(images)
         self._check_features(images)
         folder = Folder.at(self.out)
@@ -62,10 +87,36 @@ class Index:
             progress = Progress("index", images.num_rows, 0, "pictures")
             with running(self._from_anywhere(), draft) as log, log.phase("index"):
                 try:
-                    build(folder, sources, progress.advance)
+                    self._build(folder, sources, progress)
                 finally:
                     progress.close()
         return RetrievalIndex.open(folder)
+
+    def _build(self, folder: Folder, sources: Sources, progress: Progress) -> None:
+        """Here where there is one index shard, else by Ray; raises Incomplete, or as `build`."""
+        shards = list(sources.index_shards())
+        if len(shards) == 1:
+            if self.threads is not None:
+                faiss.omp_set_num_threads(self.threads)
+            build(folder, sources, progress.advance)
+            return
+        tasks = [
+            Task(number, sum(sources.images.records[n].entry.rows for n in together))
+            for number, together in enumerate(shards)
+        ]
+        todo = [task for task in tasks if committed_shard(folder, task.number) is None]
+        progress.advance(sum(task.rows for task in tasks if task not in todo))
+        threads = self.threads or 1
+        with session(self.cluster):
+            outcome = run_shards(
+                partial(_worker, folder, sources, threads),
+                todo,
+                self.pool.on("cpu", threads),
+                lambda task: progress.advance(task.rows),
+            )
+        if outcome.set_aside and not self.pool.publish_incomplete:
+            raise Incomplete(folder, outcome, len(tasks) - len(outcome.set_aside))
+        publish_made(folder, sources)
 
     def _embeddings(self) -> tuple[Dataset, Dataset | None]:
         folder = Folder.at(self.embeddings)
@@ -107,6 +158,19 @@ class Index:
             checkpoint=None if self.checkpoint is None else _absolute(self.checkpoint),
             features=None if self.features is None else _absolute(self.features),
         )
+
+
+def _worker(folder: Folder, sources: Sources, threads: int) -> Callable[[Task], ShardRecord]:
+    """Builds index shards in a process of its own."""
+    faiss.omp_set_num_threads(threads)
+    shards = list(sources.index_shards())
+
+    def work(task: Task) -> ShardRecord:
+        made = build_shard(folder, sources, task.number, shards[task.number], lambda rows: None)
+        pictures = made.files[PICTURES]
+        return ShardRecord(task.number, pictures, "", Account.all_kept(pictures.rows))
+
+    return work
 
 
 def _absolute(location: str) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from indexes.storage import INDEX, PICTURES, IndexManifest
-from pipeline.dataset import DRAFT, Dataset, read_table
+from indexes.retrieval import indexed_uids
+from indexes.storage import INDEX
+from pipeline.dataset import DRAFT, Dataset
 from pipeline.erasure import erase
 from pipeline.errors import ConfigError
 from pipeline.shard import MANIFEST
@@ -55,7 +56,7 @@ class Takedown:
         uids = _closure(frozenset(wanted.uids), pairs)
         in_datasets = [(dataset, found_in(dataset, uids)) for dataset in datasets]
         in_datasets = [(dataset, found) for dataset, found in in_datasets if found]
-        in_indexes = [(f, _in_index(f) & uids) for f, name in places if name == INDEX]
+        in_indexes = [(f, indexed_uids(f) & uids) for f, name in places if name == INDEX]
         holders = [(dataset.folder, found) for dataset, found in in_datasets]
         holders += [(folder, found) for folder, found in in_indexes if found]
         for folder, found in holders:  # all of them, before anything is erased
@@ -105,12 +106,6 @@ def _places(location: str) -> list[tuple[Folder, str]]:
     if not places:
         raise ConfigError(f"in: {location}: no dataset, index or training is there")
     return places
-
-
-def _in_index(folder: Folder) -> frozenset[bytes]:
-    manifest = IndexManifest.from_json(folder.read_json(INDEX), f"{folder}/{INDEX}")
-    pictures = read_table(folder, manifest.files[PICTURES].file)
-    return frozenset(pictures.column("uid").to_pylist())
 
 
 def _saw(places: list[tuple[Folder, str]], digests: set[str]) -> Iterator[str]:

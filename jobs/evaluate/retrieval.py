@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from indexes.building import checkpoint_of
 from indexes.recall import Recall, chance, recall
+from indexes.sources import checkpoint_of
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.device import torch_device

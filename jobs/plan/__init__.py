@@ -2,6 +2,7 @@
 
 rates       how fast machines are: measured, or given
 calibrate   measures this one
+indexing    what an index takes
 steps       what each step computes, reads and writes, and how long that takes
 caching     a cache of image tokens against running the encoder at every step
 table       prices, and the plan as text and JSON
@@ -13,6 +14,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from indexes.kinds import IndexConfig
 from jobs.plan.caching import caching
 from jobs.plan.calibrate import calibrate
 from jobs.plan.rates import Calibration, Rates
@@ -87,6 +89,18 @@ class Plan:
     rerank: int = 128
     """Candidates of each of these that ITM puts in order, as in viaduct evaluate."""
 
+    index_kind: Literal["auto", "exact", "hnsw", "ivf", "ivfpq"] = "auto"
+    """As --kind in viaduct index."""
+
+    memory_gib: float | None = None
+    """As in viaduct index."""
+
+    vectors_per_picture: int | None = None
+    """As in viaduct index."""
+
+    shard_pictures: int = IndexConfig.shard_pictures
+    """As in viaduct index."""
+
     calibrate: bool = False
     """Measure this machine, with --encoder, and write --rates-file instead of a plan. Takes about a
     minute; nothing else should run."""
@@ -110,6 +124,7 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not positive")
+        self._indexed()  # which checks what it is made of
         for name in ("gpus", "rerank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is negative")
@@ -173,6 +188,15 @@ class Plan:
             evaluated=Evaluated(
                 pictures=self.test_pictures, captions=self.test_captions, rerank=self.rerank
             ),
+            indexed=self._indexed(),
+        )
+
+    def _indexed(self) -> IndexConfig:
+        return IndexConfig(
+            kind=self.index_kind,
+            memory_gib=self.memory_gib,
+            vectors_per_picture=self.vectors_per_picture,
+            shard_pictures=self.shard_pictures,
         )
 
     def _calibrate(self) -> None:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from indexes.kinds import IndexConfig
+from jobs.plan.indexing import IndexCost, index_cost
 from jobs.plan.rates import GB, Rates
 from model.costs import EmbedCost, EncoderCost, MatchCost, TrainCost
 from model.qformer import QFormerConfig
 from pipeline.errors import ConfigError
 from pipeline.schemas import features_schema
 
-_FLOAT_BYTES, _ID_BYTES = 4, 8
+_FLOAT_BYTES = 4
 _TRAINED_BYTES = 3 * _FLOAT_BYTES
 """Of a trained parameter in a checkpoint: itself and AdamW's two means."""
 
@@ -62,6 +64,11 @@ class Machines:
     def core_s(self, pictures: float, rate: str) -> float:
         """Seconds of all cores for so many pictures, at the rate of this name."""
         return pictures / (self.cores * self.rates.needed(rate))
+
+    def product_s(self, flops: float) -> float:
+        """Seconds of all cores for so many operations of matrix products; 0 if unknown."""
+        rate = self.rates.core_gflops
+        return flops / (self.cores * rate * 1e9) if rate else 0.0
 
     def busy_s(self, device_s: float, core_s: float) -> float:
         """Cores work beside GPUs; where they are the devices too, one comes after the other."""
@@ -168,6 +175,7 @@ class Run:
     embed: EmbedCost
     match: MatchCost
     evaluated: Evaluated
+    indexed: IndexConfig = field(default_factory=IndexConfig)
 
     @property
     def token_bytes(self) -> int:
@@ -182,9 +190,10 @@ class Run:
         return self.views * self.pairs * self.token_bytes
 
     @property
-    def vector_bytes(self) -> int:
-        """Contrastive embeddings of one picture."""
-        return self.qformer.num_queries * self.qformer.embed_dim * _FLOAT_BYTES
+    def index(self) -> IndexCost:
+        size = self.qformer
+        captions = self.captions_per_picture * self.pairs
+        return index_cost(self.pairs, captions, size.num_queries, size.embed_dim, self.indexed)
 
     def train_flops(self, cost: TrainCost, machines: Machines) -> float:
         """Of a pair in training: a rank on each GPU, one on CPUs."""
@@ -195,9 +204,7 @@ def steps_of(run: Run, machines: Machines) -> Iterator[Step]:
     """Each step of a run, in order."""
     pictures = run.pairs * machines.rates.needed("picture_bytes")
     encoded = run.views * run.pairs
-    captions = run.captions_per_picture * run.pairs * run.qformer.embed_dim * _FLOAT_BYTES
-    vectors = run.pairs * run.vector_bytes
-    queries = run.pairs * run.qformer.num_queries
+    index = run.index
 
     def step(
         name: str,
@@ -258,11 +265,15 @@ def steps_of(run: Run, machines: Machines) -> Iterator[Step]:
         run.pairs,
         device_s=machines.device_s(run.pairs * flops, "train_share"),
         read=run.pairs * run.token_bytes,
-        write=vectors + captions,
+        write=index.vector_bytes,
     )
     yield _evaluation(run, machines, step)
     yield step(
-        "index", run.pairs, read=vectors + captions, write=vectors + captions + queries * _ID_BYTES
+        "index",
+        run.pairs,
+        core_s=machines.product_s(index.flops),
+        read=index.vector_bytes,
+        write=index.stored_bytes,
     )
 
 

@@ -93,6 +93,7 @@ def as_json(
             "stage2": asdict(run.stage2),
             "embed": asdict(run.embed),
             "match": asdict(run.match),
+            "index": asdict(run.index),
             "token_bytes": run.token_bytes,
         },
         "rates": asdict(rates),
@@ -136,8 +137,12 @@ def as_text(run: Run, steps: Sequence[Step], weighed: Caching, usd: Costs) -> It
     yield ""
     kept = sum(step.stored_bytes for step in steps)
     month = "" if usd.keeping_a_month is None else f", {usd.keeping_a_month:,.0f} USD a month"
-    index = _bytes(steps[-1].write_bytes)
-    yield f"stored in the end: {_bytes(kept)}{month}; the index in memory: {index}"
+    index = run.index
+    memory = (
+        f"{_bytes(index.memory_bytes)} in memory" if index.memory_bytes else "nothing in memory"
+    )
+    shards = f"{index.shards:,} shards" if index.shards > 1 else "one shard"
+    yield f"stored in the end: {_bytes(kept)}{month}; the index: {index.kind}, {shards}, {memory}"
     yield ""
     yield from _caching(weighed, usd)
 

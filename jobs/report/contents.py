@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from indexes.gathering import PICTURE_VECTORS
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import DatasetError
@@ -194,7 +195,8 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
         kind = "index" if checkpoint is None else f"stage {int(checkpoint['stage'])}"
         size = "" if checkpoint is None else f"{int(checkpoint['step']):,} steps"
         if checkpoint is None:
-            size = f"{max(int(entry['rows']) for entry in index['files'].values()):,} vectors"
+            rows = (int(shard["files"][PICTURE_VECTORS]["rows"]) for shard in index["shards"])
+            size = f"{sum(rows):,} vectors"
         lineage = Lineage.from_json(value["lineage"])
         contents.made.append(Made(name, kind, str(value["digest"]), size, lineage))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from indexes.building import Sources
+from indexes.sources import Sources
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft

@@ -3,17 +3,19 @@
 import json
 from dataclasses import replace
 
-import faiss
 import numpy as np
 import pytest
 
-from indexes import building, storage
-from indexes.building import Sources, build, checkpoint_of
+from indexes import building, gathering
+from indexes.building import build
+from indexes.gathering import gather
+from indexes.kinds import IndexConfig
 from indexes.retrieval import RetrievalIndex
+from indexes.sources import Sources, checkpoint_of
 from indexes.storage import begin
 from pipeline.dataset import read_table
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.storage import TEMPORARY, Folder
+from pipeline.storage import TEMPORARY, Folder, TemporaryFile
 from pipeline.tombstones import add_tombstones
 
 
@@ -22,11 +24,6 @@ def make(home, sources) -> RetrievalIndex:
     if begin(folder, sources.lineage) is not None:
         build(folder, sources, lambda count: None)
     return RetrievalIndex.open(folder, verify=True)
-
-
-def faiss_ids(folder, name) -> list[int]:
-    index = faiss.read_index(f"{folder}/{name}")
-    return faiss.vector_to_array(index.id_map).tolist()
 
 
 def uids(numbers) -> list[bytes]:
@@ -49,37 +46,47 @@ def test_an_index_holds_each_picture_with_its_place_and_its_captions(tmp_path, s
         }
         for row, (shard, shard_row) in zip(rows, places, strict=True)
     ]
-    assert faiss_ids(index.folder, "picture_vectors.faiss") == [
-        3 * row + query for row in rows for query in range(3)
-    ]
-    assert faiss_ids(index.folder, "caption_vectors.faiss") == list(
-        range(sum(row % 4 for row in rows))
-    )
+    assert index.picture_vectors.items.tolist() == rows
+    assert len(index.caption_vectors) == sum(row % 4 for row in rows)
     assert index.manifest.num_queries == 3
     assert index.manifest.embed_dim == 8
     assert index.manifest.checkpoint == "c" * 64
-    assert index.summary.startswith("index of 15 pictures with 3 vectors each and 23 captions")
+    assert index.summary.startswith(
+        "index of 15 pictures with 3 vectors each (exact) and 23 captions"
+    )
 
 
 def test_index_json_says_what_it_was_made_of(tmp_path, shared_family):
     index = make(tmp_path / "index", shared_family.sources(split="test"))
     value = json.loads((tmp_path / "index" / "index.json").read_text())
-    assert value["format"] == "viaduct-index/1"
+    assert value["format"] == "viaduct-index/2"
     assert value["digest"] == index.digest
     assert value["lineage"] == {
         "job": "index",
-        "config": {"split": "test"},
+        "config": {
+            "split": "test",
+            "kind": "auto",
+            "memory_gib": None,
+            "target_recall": 0.99,
+            "vectors_per_picture": None,
+            "shard_pictures": 1_000_000,
+            "seed": 0,
+        },
         "parents": [
             {"kind": kind, "digest": shared_family.dataset(kind).digest}
             for kind in ("pairs", "image_embeddings", "text_embeddings")
         ],
         "frozen": {"checkpoint": {"digest": "c" * 64, "stage": 1}},
     }
-    assert {name: entry["rows"] for name, entry in value["files"].items()} == {
+    (shard,) = value["shards"]
+    assert {name: entry["rows"] for name, entry in shard["files"].items()} == {
         "pictures.arrow": 3,
-        "picture_vectors.faiss": 9,
-        "caption_vectors.faiss": 3,
+        "picture_vectors.f32": 9,
+        "caption_vectors.f32": 3,
     }
+    exactly = {"kind": "exact", "width": None, "recall": None, "num_queries": 0}
+    assert shard["pictures"] == exactly | {"vectors_per_item": 3}
+    assert shard["captions"] == exactly | {"vectors_per_item": 1}
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -92,7 +99,7 @@ def test_a_split_is_indexed_alone(tmp_path, shared_family, split):
 def test_pictures_may_be_indexed_without_vectors_of_captions(tmp_path, shared_family):
     index = make(tmp_path / "index", shared_family.sources(with_texts=False))
     assert index.caption_vectors is None
-    assert not (tmp_path / "index" / "caption_vectors.faiss").exists()
+    assert not (tmp_path / "index" / "00000" / "caption_vectors.f32").exists()
     assert index.pictures.column("captions")[3].as_py() == [f"caption {i} of 3" for i in range(3)]
 
 
@@ -102,7 +109,6 @@ def test_what_was_taken_down_anywhere_is_not_indexed(tmp_path, family):
     index = make(tmp_path / "index", family.sources())
     rows = [row for row in range(16) if row not in (3, 7, 9, 15)]
     assert index.pictures.column("row").to_pylist() == rows
-    assert faiss_ids(index.folder, "picture_vectors.faiss")[::3] == [3 * row for row in rows]
     assert len(index.caption_vectors) == sum(row % 4 for row in rows)
     texts = [text for its in index.pictures.column("captions").to_pylist() for text in its]
     for hit in index.search_captions(family.pictures[:1], 100)[0]:
@@ -125,10 +131,10 @@ class Killed(BaseException):
 
 
 STEPS = {
-    "while vectors are gathered": (building, "shard_embeddings"),
-    "before the vectors are written": (building, "write_vectors"),
+    "while vectors are gathered": (gathering, "shard_embeddings"),
+    "before the shard is committed": (building, "commit_shard"),
     "before index.json is written": (building, "publish"),
-    "while a file is published": (storage.TemporaryFile, "publish"),
+    "while a file is published": (TemporaryFile, "publish"),
 }
 
 
@@ -160,10 +166,10 @@ def test_a_build_that_was_killed_goes_on_to_the_same_index(
             assert count < calls  # the step comes less often
     index = make(tmp_path / "index", shared_family.sources())
     assert index.digest == whole.digest
-    for entry in index.manifest.files.values():
+    for entry in index.manifest.shards[0].files.values():
         content = (tmp_path / "index" / entry.file).read_bytes()
         assert content == (tmp_path / "whole" / entry.file).read_bytes()
-    assert index.pictures.equals(read_table(whole.folder, "pictures.arrow"))
+    assert index.pictures.equals(read_table(whole.folder, "00000/pictures.arrow"))
 
 
 def test_a_build_that_was_killed_when_all_was_done_is_done(tmp_path, monkeypatch, shared_family):
@@ -183,13 +189,17 @@ def test_a_finished_build_leaves_nothing_else_behind(tmp_path, shared_family):
     folder = tmp_path / "index"
     begin(Folder.at(folder), shared_family.sources().lineage)
     (folder / f"{TEMPORARY}left-by-a-killed-one").write_text("x")
+    (folder / "00000" / ".work").mkdir(parents=True)
+    (folder / "00000" / ".work" / f"{TEMPORARY}left-by-a-killed-one").write_text("x")
     make(folder, shared_family.sources())
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "caption_vectors.faiss",
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "00000.json",
+        "00000/caption_vectors.f32",
+        "00000/picture_vectors.f32",
+        "00000/pictures.arrow",
         "index.json",
-        "picture_vectors.faiss",
-        "pictures.arrow",
-    ]
+    }
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path, shared_family):
@@ -251,12 +261,97 @@ def test_progress_counts_every_row(tmp_path, shared_family):
 
 
 def test_vectors_are_those_of_the_datasets(tmp_path, shared_family):
-    index = make(tmp_path / "index", shared_family.sources())
-    flat = faiss.downcast_index(index.picture_vectors.index.index)
-    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 3, 8)
+    make(tmp_path / "index", shared_family.sources())
+    stored = np.fromfile(tmp_path / "index" / "00000" / "picture_vectors.f32", "<f4")
     rows = [row for row in range(16) if row != 9]
-    np.testing.assert_array_equal(stored, shared_family.pictures[rows])
-    flat = faiss.downcast_index(index.caption_vectors.index.index)
-    stored = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, 8)
+    np.testing.assert_array_equal(stored.reshape(-1, 3, 8), shared_family.pictures[rows])
+    stored = np.fromfile(tmp_path / "index" / "00000" / "caption_vectors.f32", "<f4")
     expected = np.concatenate([shared_family.texts[row] for row in rows])
-    np.testing.assert_array_equal(stored, expected)
+    np.testing.assert_array_equal(stored.reshape(-1, 8), expected)
+
+
+# Kinds and index shards
+
+
+def found_by(index, family) -> list:
+    queries = family.pictures[:3]
+    return [
+        index.search_pictures(queries, 5),
+        index.search_texts(queries[:, 0], 5),
+        index.search_captions(queries, 5),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+@pytest.mark.parametrize("per_picture", [None, 2])
+def test_each_kind_finds_what_the_exact_one_finds(tmp_path, shared_family, kind, per_picture):
+    whole = make(tmp_path / "exact", shared_family.sources())
+    config = IndexConfig(kind=kind, vectors_per_picture=per_picture)
+    index = make(tmp_path / kind, replace(shared_family.sources(), config=config))
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+    (shard,) = index.manifest.shards
+    assert shard.pictures.kind == shard.captions.kind == kind
+    assert shard.pictures.vectors_per_item == (per_picture or 3)
+    assert shard.files["picture_index.faiss"].rows == 15 * (per_picture or 3)
+    assert shard.files["caption_index.faiss"].rows == 23
+    assert shard.pictures.recall == shard.captions.recall == 1
+    assert f"({kind}, recall 1.000)" in index.summary
+    assert index.digest != whole.digest
+    names = {path.name for path in (tmp_path / kind / "00000").iterdir()}
+    assert names == set(shard.files)
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize("pictures", [1, 12])
+def test_several_index_shards_find_what_one_finds(tmp_path, shared_family, kind, pictures):
+    whole = make(tmp_path / "exact", shared_family.sources())
+    config = IndexConfig(kind=kind, shard_pictures=pictures)
+    sources = replace(shared_family.sources(), config=config)
+    expected = {1: [(0,), (1,), (2,)], 12: [(0, 1), (2,)]}[pictures]
+    assert list(sources.index_shards()) == expected
+    index = make(tmp_path / "index", sources)
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+    assert [shard.number for shard in index.manifest.shards] == list(range(len(expected)))
+    assert sum(shard.num_pictures for shard in index.manifest.shards) == 15
+    again = make(tmp_path / "again", sources)
+    assert again.digest == index.digest
+
+
+def test_an_index_shard_may_be_empty(tmp_path, shared_family):
+    config = IndexConfig(shard_pictures=1)
+    add = replace(shared_family.sources(split="validation"), config=config)
+    index = make(tmp_path / "index", add)
+    rows = [row for row in range(16) if row % 4 == 3]
+    assert index.pictures.column("row").to_pylist() == rows
+    whole = make(tmp_path / "whole", shared_family.sources(split="validation"))
+    assert found_by(index, shared_family) == found_by(whole, shared_family)
+
+
+def test_an_index_shard_that_is_made_is_not_made_again(tmp_path, monkeypatch, shared_family):
+    sources = replace(shared_family.sources(), config=IndexConfig(shard_pictures=1))
+    whole = make(tmp_path / "whole", sources)
+    folder, counts = Folder.at(tmp_path / "index"), []
+    begin(folder, sources.lineage)
+    building.build_shard(folder, sources, 1, (1,), counts.append)
+    with monkeypatch.context() as patch:
+        gathered = []
+        patch.setattr(
+            building, "gather", lambda *given: gathered.append(given[3]) or gather(*given)
+        )
+        build(folder, sources, counts.append)
+    assert gathered == [(0,), (2,)]
+    assert counts == [7, 5, 7, 4]
+    assert RetrievalIndex.open(folder, verify=True).digest == whole.digest
+
+
+def test_tombstones_act_on_every_kind_at_once(tmp_path, shared_family):
+    for kind in ("exact", "hnsw", "ivf", "ivfpq"):
+        config = IndexConfig(kind=kind, shard_pictures=12)
+        index = make(tmp_path / kind, replace(shared_family.sources(), config=config))
+        add_tombstones(index.folder, uids([3, 7, 15]))
+        again = RetrievalIndex.open(index.folder)
+        for found in again.search_pictures(shared_family.pictures[[3, 7, 15]], 16):
+            rows = {int.from_bytes(picture.uid, "big") for picture in found}
+            assert rows == set(range(16)) - {3, 7, 9, 15}
+        (captions,) = again.search_captions(shared_family.pictures[:1], 100)
+        assert len(captions) == 23 - 9

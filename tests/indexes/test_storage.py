@@ -3,15 +3,13 @@
 import json
 from dataclasses import replace
 
-import faiss
 import fsspec
-import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
 from indexes.building import build
 from indexes.retrieval import RetrievalIndex
-from indexes.storage import IndexManifest, begin, read_manifest, write_vectors
+from indexes.storage import IndexManifest, begin, read_manifest
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import Folder
 
@@ -33,10 +31,13 @@ def test_on_an_object_store_names_hold_digests_and_the_index_is_the_same(index, 
     folder = Folder(pafs.PyFileSystem(pafs.FSSpecHandler(memory)), "/bucket/index")
     far = make(folder, shared_family.sources())
     assert far.digest == index.digest
-    files = far.manifest.files
+    files = far.manifest.shards[0].files
     digest = files["pictures.arrow"].digest
-    assert files["pictures.arrow"].file == f"pictures-{digest[:16]}.arrow"
-    assert set(folder.files()) == {"index.json", *(entry.file for entry in files.values())}
+    assert files["pictures.arrow"].file == f"00000/pictures-{digest[:16]}.arrow"
+    assert set(folder.files()) == {"index.json", "00000.json"}
+    assert {f"00000/{name}" for name in (folder / "00000").files()} == {
+        entry.file for entry in files.values()
+    }
     query = shared_family.pictures[:3]
     assert far.search_pictures(query, 5) == index.search_pictures(query, 5)
     assert far.search_captions(query, 5) == index.search_captions(query, 5)
@@ -83,89 +84,95 @@ def test_index_json_that_is_no_json_is_named(index):
         RetrievalIndex.open(index.folder)
 
 
-FILES = ["pictures.arrow", "picture_vectors.faiss", "caption_vectors.faiss"]
+FILES = ["pictures.arrow", "picture_vectors.f32", "caption_vectors.f32"]
+
+
+def path_of(index: RetrievalIndex, name: str) -> str:
+    return index.manifest.shards[0].files[name].file
+
+
+def with_files(index: RetrievalIndex, **changes) -> IndexManifest:
+    """The manifest, with other entries for some files."""
+    (shard,) = index.manifest.shards
+    changed = {name.replace("__", "."): entry for name, entry in changes.items()}
+    return replace(index.manifest, shards=(replace(shard, files={**shard.files, **changed}),))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_missing_or_shorter_is_named(index, name):
-    content = index.folder.read(name)
-    index.folder.publish(name, content[:-1])
-    with pytest.raises(DatasetError, match=rf"index/{name}: has {len(content) - 1} bytes, not"):
+    content = index.folder.read(path_of(index, name))
+    index.folder.publish(path_of(index, name), content[:-1])
+    with pytest.raises(
+        DatasetError, match=rf"index/00000/{name}: has {len(content) - 1} bytes, not"
+    ):
         RetrievalIndex.open(index.folder)
-    index.folder.remove_file(name)
+    index.folder.remove_file(path_of(index, name))
     for verify in (False, True):
-        with pytest.raises(DatasetError, match=rf"index/{name}: "):
+        with pytest.raises(DatasetError, match=rf"index/00000/{name}: "):
             RetrievalIndex.open(index.folder, verify=verify)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_changed_byte_is_found_when_digests_are_checked(index, name):
-    content = bytearray(index.folder.read(name))
+    content = bytearray(index.folder.read(path_of(index, name)))
     content[len(content) // 2] ^= 1
-    index.folder.publish(name, bytes(content))
-    with pytest.raises(DatasetError, match=rf"index/{name}: damaged: digest"):
+    index.folder.publish(path_of(index, name), bytes(content))
+    with pytest.raises(DatasetError, match=rf"index/00000/{name}: damaged: digest"):
         RetrievalIndex.open(index.folder, verify=True)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_of_nonsense_is_named(index, name):
-    index.folder.publish(name, b"\xff" * index.manifest.files[name].bytes)
-    with pytest.raises(DatasetError, match=rf"index/{name}: cannot be read"):
+def test_a_table_of_nonsense_is_named(index):
+    entry = index.manifest.shards[0].files["pictures.arrow"]
+    index.folder.publish(entry.file, b"\xff" * entry.bytes)
+    with pytest.raises(DatasetError, match=rf"index/{entry.file}: cannot be read"):
         RetrievalIndex.open(index.folder)
 
 
 def test_files_of_another_index_do_not_pass(tmp_path, index, shared_family):
     other = make(Folder.at(tmp_path / "other"), shared_family.sources(split="train"))
     for name in FILES:
-        whole = index.folder.read(name)
-        files = index.manifest.files | {name: other.manifest.files[name]}
-        mixed = IndexManifest(index.manifest.lineage, 3, 8, files)
-        index.folder.publish(name, other.folder.read(name))
+        path = path_of(index, name)
+        whole = index.folder.read(path)
+        entry = other.manifest.shards[0].files[name]
+        mixed = with_files(index, **{name.replace(".", "__"): entry})
+        index.folder.publish(path, other.folder.read(path_of(other, name)))
         index.folder.publish_json("index.json", mixed.to_json())
-        with pytest.raises(DatasetError, match="its files do not fit each other"):
+        with pytest.raises(DatasetError, match="does not fit the others"):
             RetrievalIndex.open(index.folder, verify=True)
-        index.folder.publish(name, whole)
+        index.folder.publish(path, whole)
     index.folder.publish_json("index.json", index.manifest.to_json())
     assert RetrievalIndex.open(index.folder, verify=True).digest == index.digest
 
 
-def test_another_kind_of_faiss_index_does_not_pass(index):
-    name = "picture_vectors.faiss"
-    flat = faiss.IndexFlatIP(8)
-    flat.add(np.eye(8, dtype=np.float32))
-    content = faiss.serialize_index(flat).tobytes()
-    index.folder.publish(name, content)
-    entry = index.manifest.files[name]
-    files = index.manifest.files | {name: replace(entry, rows=8, bytes=len(content))}
-    index.folder.publish_json("index.json", replace(index.manifest, files=files).to_json())
-    with pytest.raises(DatasetError, match=r"picture_vectors\.faiss: is not what index\.json says"):
-        RetrievalIndex.open(index.folder)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_with_another_number_of_rows_does_not_pass(index, name):
-    entry = replace(index.manifest.files[name], rows=index.manifest.files[name].rows - 1)
-    wrong = replace(index.manifest, files=index.manifest.files | {name: entry})
+    entry = index.manifest.shards[0].files[name]
+    wrong = with_files(index, **{name.replace(".", "__"): replace(entry, rows=entry.rows - 1)})
     index.folder.publish_json("index.json", wrong.to_json())
-    with pytest.raises(DatasetError, match="index"):
+    with pytest.raises(DatasetError, match=f"index/00000/{name}"):
         RetrievalIndex.open(index.folder, verify=True)
 
 
-def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch, index):
+def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch, shared_family):
     def full(stream, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.storage._Hashed.write", full)
-    with pytest.raises(ConfigError, match="the disk is full"):
-        write_vectors(Folder.at(tmp_path / "full"), "x.faiss", index.picture_vectors)
-    assert list((tmp_path / "full").iterdir()) == []
+    folder, sources = Folder.at(tmp_path / "full"), shared_family.sources()
+    begin(folder, sources.lineage)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage._Hashed.write", full)
+        with pytest.raises(ConfigError, match="the disk is full"):
+            build(folder, sources, lambda count: None)
+    assert [path for path in (tmp_path / "full" / "00000").rglob("*") if path.is_file()] == []
+    build(folder, sources, lambda count: None)
+    assert RetrievalIndex.open(folder).pictures.num_rows == 15
 
 
 def test_a_later_format_is_refused(index):
     index.folder.publish_json(
-        "index.json", index.manifest.to_json() | {"format": "viaduct-index/2"}
+        "index.json", index.manifest.to_json() | {"format": "viaduct-index/3"}
     )
-    with pytest.raises(DatasetError, match="format='viaduct-index/2', this reads"):
+    with pytest.raises(DatasetError, match="format='viaduct-index/3', this reads"):
         RetrievalIndex.open(index.folder)
 
 

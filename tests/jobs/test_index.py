@@ -15,6 +15,7 @@ from PIL import Image
 
 from indexes import building
 from indexes.exact import on_grid
+from indexes.storage import begin
 from jobs import index as index_job
 from jobs.cli import main
 from jobs.search_models import CheckpointEmbedder
@@ -179,7 +180,10 @@ def test_the_same_command_again_changes_nothing(made, capsys):
     capsys.readouterr()
     run(*made.command, "--checkpoint", made.home / "stage1")
     assert (made.home / "index" / "index.json").read_bytes() == before
-    assert "index of 11 pictures with 4 vectors each and 10 captions" in capsys.readouterr().out
+    assert (
+        "index of 11 pictures with 4 vectors each (exact) and 10 captions"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_run_is_kept_beside_the_index_with_places_that_hold_anywhere(
@@ -234,6 +238,38 @@ def test_an_index_of_pictures_alone(made, tmp_path, capsys):
     assert len(found["searches"][0]["results"]) == 10
     said = refused(capsys, "search", tmp_path / "index", "a red boat")
     assert "remembers no checkpoint; name it with --checkpoint" in said
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_other_kinds_are_asked_for_by_name(made, tmp_path, capsys, kind):
+    exact = searched(capsys, made.home / "index", "a red boat", "--k", 3)
+    options = ("--kind", kind, "--vectors-per-picture", 2, "--checkpoint", made.home / "stage1")
+    run(*made.command[:-1], tmp_path / "index", *options)
+    assert f"11 pictures with 4 vectors each ({kind}, recall 1.000)" in capsys.readouterr().out
+    found = searched(capsys, tmp_path / "index", "a red boat", "--k", 3)
+    assert found["searches"] == exact["searches"]
+    said = refused(capsys, *made.command[:-1], tmp_path / "index", *options, "--kind", "exact")
+    assert f'config.kind: "{kind}" there, "exact" now' in said
+    assert "target_recall: 2.0 is not" in refused(capsys, *made.command, "--target-recall", 2)
+    assert "threads: 0 is not positive" in refused(capsys, *made.command, "--threads", 0)
+
+
+def test_several_index_shards_are_built_by_ray(made, tmp_path, capsys, ray_session):
+    exact = searched(capsys, made.home / "index", "a red boat", "--image", made.paths[7])
+    options = ("--shard-pictures", 6, "--kind", "ivf", "--checkpoint", made.home / "stage1")
+    run(*made.command[:-1], tmp_path / "index", *options)
+    assert (tmp_path / "index" / "00001" / "picture_index.faiss").exists()
+    found = searched(capsys, tmp_path / "index", "a red boat", "--image", made.paths[7])
+    assert found["searches"] == exact["searches"]
+    # Killed when the first was made, it makes the second.
+    index = search_job.RetrievalIndex.open(str(tmp_path / "index"))
+    begin(Folder.at(tmp_path / "again"), index.manifest.lineage)
+    shutil.copytree(tmp_path / "index" / "00000", tmp_path / "again" / "00000")
+    shutil.copy(tmp_path / "index" / "00000.json", tmp_path / "again")
+    run(*made.command[:-1], tmp_path / "again", *options)
+    assert (tmp_path / "again" / "index.json").read_bytes() == (
+        tmp_path / "index" / "index.json"
+    ).read_bytes()
 
 
 def test_what_index_cannot_use_is_one_line(made, tmp_path, capsys):

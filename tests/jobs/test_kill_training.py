@@ -242,13 +242,24 @@ def test_capfilt_that_was_killed_twice_goes_on_to_the_same_digest(
     assert not list(out.rglob(".tmp-*"))
 
 
-def test_index_that_was_killed_goes_on_to_the_same_digest(tmp_path, data, embeddings):
+@pytest.mark.parametrize(
+    ("options", "begun"),
+    [
+        ((), "."),
+        (("--kind", "ivfpq", "--threads", 1), "00000/.work/gathered.json"),
+        (("--kind", "ivf", "--shard-pictures", 20), "00000.json"),
+    ],
+)
+def test_index_that_was_killed_goes_on_to_the_same_digest(
+    tmp_path, data, embeddings, options, begun
+):
     def command(out: Path) -> list[object]:
-        return ["index", embeddings, "--pairs", data / "pairs", "--out", out]
+        return ["index", embeddings, "--pairs", data / "pairs", "--out", out, *options]
 
     run(*command(tmp_path / "unbroken"))
     out, log = tmp_path / "index", tmp_path / "log.txt"
-    killed = partial(killed_midway, log, out.exists, out / "index.json", 0.02, *command(out))
+    moment = (out / begun).exists
+    killed = partial(killed_midway, log, moment, out / "index.json", 0.02, *command(out))
     kill_midway(out, log, killed)
     finished(log, *command(out))
     found, expected = (

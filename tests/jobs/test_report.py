@@ -118,8 +118,11 @@ def write_training(folder: Path, stage: int, parent: str, lines: list[dict]) -> 
 def write_index(folder: Path, checkpoint: str) -> None:
     made = lineage("index", "image_embeddings", "9" * 64)
     made["frozen"] = {"checkpoint": {"digest": checkpoint, "stage": 1}}
-    files = {"picture_vectors.faiss": {"rows": 208}}
-    write(folder / "index.json", {"digest": "7" * 64, "lineage": made, "files": files})
+    shards = [
+        {"files": {"picture_vectors.f32": {"rows": rows}, "pictures.arrow": {"rows": rows // 8}}}
+        for rows in (128, 80)
+    ]
+    write(folder / "index.json", {"digest": "7" * 64, "lineage": made, "shards": shards})
 
 
 def stage1_lines() -> list[dict]:

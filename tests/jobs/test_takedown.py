@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from indexes.building import Sources
 from indexes.building import build as build_index
 from indexes.retrieval import RetrievalIndex
+from indexes.sources import Sources
 from indexes.storage import begin
 from jobs.cli import main
 from pipeline.accounting import Account

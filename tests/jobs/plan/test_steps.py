@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from indexes.kinds import IndexConfig, memory_bytes
 from jobs.plan.caching import caching
 from jobs.plan.rates import Rates
 from jobs.plan.steps import Evaluated, Machines, Run, steps_of
@@ -58,8 +59,30 @@ def test_bytes_of_each_step():
         "train-stage2": (2000 * tokens, 0, 12 * 50),
         "embed": (1000 * tokens, embedded, embedded),
         "evaluate": (10 * (vectors + tokens), 0, 0),
-        "index": (embedded, embedded + 1000 * 8 * 8, embedded + 1000 * 8 * 8),
+        "index": (embedded, embedded, embedded),
     }
+
+
+def test_an_index_of_many_pictures_takes_memory_and_arithmetic():
+    run = replace(RUN, pairs=250_000, captions_per_picture=0.1)
+    found, index = steps(CORES, run)["index"], run.index
+    # Two million vectors of 16 values in 4,096 lists; 25,000 captions in a graph.
+    assert (index.kind, index.shards) == ("ivfpq", 1)
+    assert index.vector_bytes == found.read_bytes == (2_000_000 + 25_000) * 16 * 4
+    graph = memory_bytes("hnsw", 25_000, 16)
+    assert index.memory_bytes == 4096 * 16 * 4 + 2_000_000 * (2 + 8) + graph
+    assert found.write_bytes == index.vector_bytes + index.memory_bytes
+    assert index.flops == 2 * 16 * 4096 * (2_000_000 + 10 * 64 * 4096)
+    assert found.busy_s == pytest.approx(index.flops / 4e10)
+    halves = replace(run, indexed=IndexConfig(shard_pictures=125_000)).index
+    assert halves.shards == 2
+    assert halves.vector_bytes == index.vector_bytes
+    few = replace(run, indexed=IndexConfig(vectors_per_picture=1)).index
+    assert few.kind == "hnsw"
+    assert few.vector_bytes == index.vector_bytes
+    on_disk = replace(run, indexed=IndexConfig(memory_gib=0.01)).index
+    assert on_disk.kind == "ivf"
+    assert on_disk.approximate_bytes > 2_000_000 * 24
 
 
 @pytest.mark.parametrize(
