@@ -173,6 +173,8 @@ class ThreeWays:
     def __init__(self, size: Size, works: dict[str, CaptionWork]) -> None:
         self._size = size
         captioner = next(iter(works.values())).captioner
+        if captioner is None:
+            raise ValueError("nobody writes")
         self._workers = {name: CaptionWorker(work) for name, work in works.items()}
         self._bare = load_stage1(captioner)
         with tempfile.TemporaryDirectory() as aside:
