@@ -7,19 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 from jobs.build import build, running
-from jobs.caption_worker import (
-    CaptionWork,
-    CaptionWorker,
-    Judge,
-    judge_name,
-)
+from jobs.caption_roles import open_captioner, open_judges, roles_to_tell
+from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features
 from model.generation.settings import GenerationConfig
-from model.pretrained.clip import Clip
 from pipeline.candidates import SYNTHETIC, WEB, filters_of_written
 from pipeline.captions import open_captions
 from pipeline.dataset import Dataset, check_side_by_side
@@ -34,8 +29,6 @@ from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
 logger = logging.getLogger(__name__)
-
-_CLIP = "clip:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +93,8 @@ class Capfilt:
         Raises:
             ConfigError: datasets, checkpoints and judges do not belong together.
         """
-        captioner = None if self.captioner is None else Checkpoint.open(self.captioner, 1)
-        judges = self._judges(captioner)
+        captioner = None if self.captioner is None else open_captioner(self.captioner)
+        judges = open_judges(self.judge, captioner)
         features = open_evaluation_view(self.features, self.cache)
         for its in (captioner, *judges):
             if isinstance(its, Checkpoint):
@@ -141,28 +134,6 @@ class Capfilt:
                 entry |= _diversity(made)
         return made
 
-    def _judges(self, captioner: Checkpoint | None) -> tuple[Judge, ...]:
-        """The judges in the order in which they are named.
-
-        Raises:
-            ConfigError: there is none of a name, or two have one name.
-        """
-        judges: list[Judge] = []
-        for name in self.judge:
-            is_clip = name.startswith(_CLIP)
-            judge = Clip.of(name.removeprefix(_CLIP)) if is_clip else Checkpoint.open(name, 1)
-            if judge_name(judge) in map(judge_name, judges):
-                raise ConfigError(f"judge: {name}: another one is {judge_name(judge)} already")
-            judges.append(judge)
-        if captioner is None:
-            return tuple(judges)
-        if not judges or any(_is_of(captioner, judge) for judge in judges):
-            logger.warning(
-                "the captioner judges what it wrote itself, and forgives it; name a --judge that "
-                "was trained apart from it, or clip:NAME"
-            )
-        return tuple(judges or [captioner])
-
     def _quota(self, captions: Dataset) -> dict[int, int] | None:
         """Shard to how many pictures of the split are captioned; None where all are."""
         if self.limit is None:
@@ -185,21 +156,11 @@ class Capfilt:
         parents: Sequence[Dataset] = (work.features, work.pairs)
         if self.captions is not None:
             parents = (*parents, work.captions)
-        judges = [{"name": judge_name(judge), "digest": judge.digest} for judge in work.judges]
-        frozen: dict[str, Any] = {"judges": judges}
         if work.captioner is not None:
             config["generation"] = asdict(self.generation)
             config["filters"] = described(work.filters)
-            frozen["captioner"] = {"digest": work.captioner.digest, "stage": 1}
+        frozen = roles_to_tell(work.captioner, work.judges)
         return Lineage("capfilt", config, tuple(its.as_parent for its in parents), frozen)
-
-
-def _is_of(captioner: Checkpoint, judge: Judge) -> bool:
-    """Whether a judge has the captioner's weights."""
-    if isinstance(judge, Clip):
-        return False
-    weights = [its.files["weights"]["digest"] for its in (captioner, judge)]
-    return weights[0] == weights[1]
 
 
 def _diversity(candidates: Dataset) -> dict[str, dict[str, float | int]]:

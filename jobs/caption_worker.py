@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jobs.caption_roles import Judge, judge_name, tells_match
 from jobs.compute import ComputeConfig
 from jobs.shards import Made, Task
 from model.checkpoint import Checkpoint
@@ -44,17 +45,6 @@ from pipeline.storage import Folder
 from pipeline.token_reader import ShardTokens, has_tokens
 
 _DECODE_THREADS = 2
-
-
-Judge = Checkpoint | Clip
-"""Who scores captions: a checkpoint of stage 1, or a CLIP."""
-
-
-def judge_name(judge: Judge) -> str:
-    """As it stands beside its scores."""
-    if isinstance(judge, Clip):
-        return f"clip:{judge.name}"
-    return f"stage1:{judge.digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,8 @@ class CaptionWorker:
     def _scorer(self, judge: Judge, loaded: dict[str, Stage1]) -> Scorer:
         if isinstance(judge, Clip):
             return partial(self._by_clip, ClipJudge(judge, self._work.device))
-        return partial(self._by_stage1, Stage1Judge(self._load(judge, loaded)))
+        stage1 = Stage1Judge(self._load(judge, loaded))
+        return partial(self._by_stage1, stage1, tells_match(judge))
 
     def _written(self, inputs: "_Inputs", rows: list[int]) -> list[list[str]]:
         """What the captioner says of some rows."""
@@ -182,12 +173,13 @@ class CaptionWorker:
     def _by_stage1(
         self,
         judge: Stage1Judge,
+        tells_match: bool,
         inputs: "_Inputs",
         rows: Sequence[int],
         texts: Sequence[Sequence[str]],
     ) -> Scores:
         fits = judge.scores(self._tokens(inputs, rows), texts)
-        return [[(fit.itc, fit.itm) for fit in its] for its in fits]
+        return [[(fit.itc, fit.itm if tells_match else None) for fit in its] for its in fits]
 
     def _by_clip(
         self,

@@ -5,7 +5,6 @@ The checkpoints were trained on features of a timm ViT with random weights (`dat
 
 import itertools
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.capfilt import Capfilt
 from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cli import main
 from jobs.compute import ComputeConfig
@@ -217,8 +215,12 @@ def test_the_lineage_names_what_candidates_were_made_from(candidates, data, unbr
     assert lineage.frozen == {
         "captioner": {"digest": Checkpoint.open(str(unbroken)).digest, "stage": 1},
         "judges": [
-            {"name": f"stage1:{digest[:12]}", "digest": digest},
-            {"name": "clip:small-clip", "digest": Clip.of(str(clip)).digest},
+            {"name": f"stage1:{digest[:12]}", "digest": digest, "is_captioner": False},
+            {
+                "name": "clip:small-clip",
+                "digest": Clip.of(str(clip)).digest,
+                "is_captioner": False,
+            },
         ],
     }
     assert lineage.config["generation"]["seed"] == 3
@@ -334,29 +336,6 @@ def test_of_an_earlier_round_the_web_competes_again_and_what_was_chosen(
 
 
 # What is wrong with a command
-
-
-@pytest.mark.parametrize(
-    ("judges", "warns"), [("none", True), ("captioner", True), ("copy", True), ("other", False)]
-)
-def test_a_captioner_that_judges_itself_is_warned_about(
-    tmp_path, data, unbroken, other, caplog, judges, warns
-):
-    copy = shutil.copytree(unbroken, tmp_path / "copy")
-    told = json.loads((copy / "checkpoint.json").read_text())
-    assert told["stage"] == 1
-    named = {"none": [], "captioner": [unbroken], "copy": [other, copy], "other": [other]}
-    job = Capfilt(
-        features=str(data / "features"),
-        pairs=str(data / "pairs"),
-        captioner=str(unbroken),
-        judge=tuple(map(str, named[judges])),
-        out=str(tmp_path / "out"),
-    )
-    with caplog.at_level(logging.WARNING):
-        chosen = job._judges(Checkpoint.open(str(unbroken)))
-    assert len(chosen) == max(1, len(named[judges]))
-    assert ("forgives it" in caplog.text) == warns
 
 
 def test_what_does_not_belong_together_is_refused(
