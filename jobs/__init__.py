@@ -16,6 +16,7 @@ ingest, curate, features, train_stage1, train_stage2, embed, index    the jobs, 
 import_weights, export_weights    checkpoints from LAVIS and transformers, and to them
 evaluate, search, caption, answer    what the trained model can do
 capfilt     captions that stage 1 writes, scored beside the web's
+caption_roles     who may write captions and who may judge them
 caption_worker    its worker: writing, cleaning and judging a shard
 feature_worker    the worker of features: encoder, decoding and writing side by side
 subjects    what it looks at then: picture files, or rows of features
