@@ -52,11 +52,13 @@ class Capfilt:
     again, and those written ones that were chosen."""
 
     captioner: str | None = None
-    """Training folder or checkpoint of stage 1 that writes; without one nothing is written."""
+    """Training folder or checkpoint of stage 1, trained by itg, that writes; without one nothing is
+    written."""
 
     judge: tuple[str, ...] = ()
-    """Who scores: checkpoints of stage 1, or `clip:NAME_OR_FOLDER` of transformers; each gives
-    scores of its own. By default the captioner."""
+    """Who scores: checkpoints of stage 1, trained by itc and, to tell match probabilities, itm; or
+    `clip:NAME_OR_FOLDER` of transformers. Each gives scores of its own. By default the
+    captioner."""
 
     out: str
     """Folder or URI of the dataset `candidates` to make; a job that was stopped goes on there."""

@@ -132,8 +132,8 @@ class CaptionWorker:
 
     def _rows(self, number: int) -> list[int]:
         """The rows of a shard that are captioned."""
-        rows: list[int] = self._captioned_rows.of(number).tolist()
-        return rows if self._work.quota is None else rows[: self._work.quota.get(number, 0)]
+        quota = None if self._work.quota is None else self._work.quota.get(number, 0)
+        return [] if quota == 0 else self._captioned_rows.of(number)[:quota].tolist()
 
     def _load(self, checkpoint: Checkpoint, loaded: dict[str, Stage1]) -> Stage1:
         """Its model; that of a captioner which is its own judge is loaded once."""

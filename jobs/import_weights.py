@@ -252,7 +252,9 @@ def _heads(source: Source) -> dict[str, HeadState]:
     states: dict[str, HeadState] = dict.fromkeys(LOSSES, "trained")
     if source.kept is not None:
         states = head_states(source.kept.lineage)
-    return states | ({ITG: "untrained"} if CAPTION_HEAD in source.weights.lacking else {})
+    if CAPTION_HEAD in source.weights.lacking:
+        states[ITG] = "untrained"
+    return states
 
 
 def _end_token(source: Source, language: LanguageModel) -> str | None:
