@@ -20,6 +20,7 @@ search_queries, search_models    queries of all kinds, and the models that answe
 search_places, search_output    what an index was made of; how what was found is told
 serve       searches over HTTP, with a page
 capfilt     captions that stage 1 writes, scored beside the web's
+caption_roles     who may write captions and who may judge them
 caption_worker    its worker: writing, cleaning and judging a shard
 feature_worker    the worker of features: encoder, decoding and writing side by side
 subjects    what it looks at then: picture files, or rows of features

@@ -70,6 +70,10 @@ class RunLog:
             phase["seconds"] = round(time.monotonic() - begun, 3)
             self._write()
 
+    def told(self, name: str) -> dict[str, Any]:
+        """What was logged of a part of this run, its seconds too; empty where it had no such."""
+        return next((its for its in self._run["phases"] if its["phase"] == name), {})
+
     def end(self) -> None:
         self._run["ended"] = _now()
         self._run["seconds"] = round(time.monotonic() - self._begun, 3)
@@ -172,11 +176,11 @@ def _make(
 ) -> Outcome:
     if not todo:
         return Outcome()
-    total, left = (sum(task.rows for task in some) for some in (tasks, todo))
+    total, left = (sum(task.weight for task in some) for some in (tasks, todo))
     progress = Progress(phase, total, total - left, "pictures")
     try:
         return run_shards(
-            make_worker, todo, pool, lambda task: progress.advance(task.rows), at_once=at_once
+            make_worker, todo, pool, lambda task: progress.advance(task.weight), at_once=at_once
         )
     finally:
         progress.close()

@@ -1,26 +1,20 @@
 """`viaduct capfilt`: captions that a checkpoint writes, scored by judges beside the web's."""
 
-import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from jobs.build import build, running
-from jobs.caption_worker import (
-    CaptionWork,
-    CaptionWorker,
-    Judge,
-    judge_name,
-)
+from jobs.build import RunLog, build, running
+from jobs.caption_roles import open_captioner, open_judges, roles_to_tell
+from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features
 from model.generation.settings import GenerationConfig
-from model.pretrained.clip import Clip
-from pipeline.candidates import SYNTHETIC, WEB, filters_of_written
+from pipeline.candidates import filters_of_written
 from pipeline.captions import open_captions
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.draft import Draft
@@ -28,14 +22,14 @@ from pipeline.errors import ConfigError
 from pipeline.filters import described
 from pipeline.lineage import Lineage
 from pipeline.schemas import CANDIDATES
-from pipeline.selected import Selected
+from pipeline.selected import SUMMARY, read_summary, summary_of, told_of_candidates
+from pipeline.shard import MANIFEST
 from pipeline.shard_cache import CacheConfig
 from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
-logger = logging.getLogger(__name__)
-
-_CLIP = "clip:"
+_PHASE = "caption"
+"""What run.json and progress call it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +52,13 @@ class Capfilt:
     again, and those written ones that were chosen."""
 
     captioner: str | None = None
-    """Training folder or checkpoint of stage 1 that writes; without one nothing is written."""
+    """Training folder or checkpoint of stage 1, trained by itg, that writes; without one nothing is
+    written."""
 
     judge: tuple[str, ...] = ()
-    """Who scores: checkpoints of stage 1, or `clip:NAME_OR_FOLDER` of transformers; each gives
-    scores of its own. By default the captioner."""
+    """Who scores: checkpoints of stage 1, trained by itc and, to tell match probabilities, itm; or
+    `clip:NAME_OR_FOLDER` of transformers. Each gives scores of its own. By default the
+    captioner."""
 
     out: str
     """Folder or URI of the dataset `candidates` to make; a job that was stopped goes on there."""
@@ -71,17 +67,20 @@ class Capfilt:
     """Whose pictures are captioned; the others keep their captions as they are."""
 
     limit: int | None = None
-    """Pictures of the split at most, the first ones; the others keep their captions too."""
+    """Pictures of the split at most, the first ones that can be captioned; the others keep their
+    captions too."""
 
     filters: Literal["none", "default", "strict"] = "default"
     """Which written captions are rejected, as by curate, beside those that are empty, repeat
     themselves, or that the picture has already."""
 
     generation: GenerationConfig = field(
-        default_factory=lambda: GenerationConfig(method="nucleus", num_captions=10, min_tokens=2)
+        default_factory=lambda: GenerationConfig(
+            method="nucleus", num_captions=10, num_beams=10, min_tokens=2
+        )
     )
     """How captions are written: by default ten draws, as many as BLIP-2 ranks, of the lengths that
-    the captioner has learned."""
+    the captioner has learned. With --method beam the ten best of ten beams."""
 
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(batch_size=16))
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -98,10 +97,11 @@ class Capfilt:
         """Make the dataset, or go on with it.
 
         Raises:
-            ConfigError: datasets, checkpoints and judges do not belong together.
+            ConfigError: datasets, checkpoints and judges do not belong together, who writes or
+                judges has never learned it, or there is no picture to caption.
         """
-        captioner = None if self.captioner is None else Checkpoint.open(self.captioner, 1)
-        judges = self._judges(captioner)
+        captioner = None if self.captioner is None else open_captioner(self.captioner)
+        judges = open_judges(self.judge, captioner)
         features = open_evaluation_view(self.features, self.cache)
         for its in (captioner, *judges):
             if isinstance(its, Checkpoint):
@@ -120,61 +120,50 @@ class Capfilt:
                 generation=self.generation,
                 filters=filters_of_written(self.filters),
                 split=self.split,
-                quota=self._quota(captions),
+                quota=None,
                 compute=self.compute,
                 device=cluster_device(self.compute.device),
             )
             return self._make(work)
 
     def _make(self, work: CaptionWork) -> Dataset:
+        if work.out.size(MANIFEST) is None:  # else it is known to have some
+            work = self._with_quota(work)
         draft = Draft.begin(work.out, "candidates", CANDIDATES, self._lineage(work))
-        if published := draft.whole():
-            return published
-        tasks = [
-            Task(r.number, r.entry.rows, r.captions.num_in if r.captions else 0)
-            for r in work.captions.manifest.records
-        ]
-        pool = self.pool.on(work.device, self.compute.threads)
-        with running(self, draft) as log:
-            made = build(draft, tasks, partial(CaptionWorker, work), pool, log, phase="caption")
-            with log.phase("diversity") as entry:
-                entry |= _diversity(made)
+        made, summary = draft.whole(), read_summary(work.out)
+        if made is None or summary is None:
+            with running(self, draft) as log:
+                made = made or self._build(work, draft, log)
+                with log.phase("summary"):
+                    summary = summary_of(made)
+                    made.folder.publish_json(SUMMARY, summary)
+                for line in _pace(log.told(_PHASE)):
+                    print(line)
+        for line in told_of_candidates(summary):
+            print(line)
         return made
 
-    def _judges(self, captioner: Checkpoint | None) -> tuple[Judge, ...]:
-        """The judges in the order in which they are named.
+    def _with_quota(self, work: CaptionWork) -> CaptionWork:
+        """Raises ConfigError where there is no picture to caption."""
+        quota = work.captioned_rows().counts(work.captions.records, self.limit)
+        if any(quota.values()):
+            return replace(work, quota=quota)
+        where = work.captions.folder
+        raise ConfigError(f"split: {where} has no picture of {self.split!r} with image tokens")
 
-        Raises:
-            ConfigError: there is none of a name, or two have one name.
-        """
-        judges: list[Judge] = []
-        for name in self.judge:
-            is_clip = name.startswith(_CLIP)
-            judge = Clip.of(name.removeprefix(_CLIP)) if is_clip else Checkpoint.open(name, 1)
-            if judge_name(judge) in map(judge_name, judges):
-                raise ConfigError(f"judge: {name}: another one is {judge_name(judge)} already")
-            judges.append(judge)
-        if captioner is None:
-            return tuple(judges)
-        if not judges or any(_is_of(captioner, judge) for judge in judges):
-            logger.warning(
-                "the captioner judges what it wrote itself, and forgives it; name a --judge that "
-                "was trained apart from it, or clip:NAME"
+    def _build(self, work: CaptionWork, draft: Draft, log: RunLog) -> Dataset:
+        work = work if work.quota is not None else self._with_quota(work)
+        tasks = [
+            Task(
+                record.number,
+                record.entry.rows,
+                record.captions.num_in if record.captions else 0,
+                work.quota[record.number] if work.quota else None,
             )
-        return tuple(judges or [captioner])
-
-    def _quota(self, captions: Dataset) -> dict[int, int] | None:
-        """Shard to how many pictures of the split are captioned; None where all are."""
-        if self.limit is None:
-            return None
-        left, quota = self.limit, {}
-        for number in captions.records:
-            column = captions.shard(number, columns=["split"]).table.column("split").to_pylist()
-            quota[number] = min(left, sum(self.split in ("all", split) for split in column))
-            left -= quota[number]
-            if not left:
-                break
-        return quota
+            for record in work.captions.manifest.records
+        ]
+        pool = self.pool.on(work.device, self.compute.threads)
+        return build(draft, tasks, partial(CaptionWorker, work), pool, log, phase=_PHASE)
 
     def _lineage(self, work: CaptionWork) -> Lineage:
         config: dict[str, Any] = {
@@ -185,31 +174,21 @@ class Capfilt:
         parents: Sequence[Dataset] = (work.features, work.pairs)
         if self.captions is not None:
             parents = (*parents, work.captions)
-        judges = [{"name": judge_name(judge), "digest": judge.digest} for judge in work.judges]
-        frozen: dict[str, Any] = {"judges": judges}
         if work.captioner is not None:
             config["generation"] = asdict(self.generation)
             config["filters"] = described(work.filters)
-            frozen["captioner"] = {"digest": work.captioner.digest, "stage": 1}
+        frozen = roles_to_tell(work.captioner, work.judges)
         return Lineage("capfilt", config, tuple(its.as_parent for its in parents), frozen)
 
 
-def _is_of(captioner: Checkpoint, judge: Judge) -> bool:
-    """Whether a judge has the captioner's weights."""
-    if isinstance(judge, Clip):
-        return False
-    weights = [its.files["weights"]["digest"] for its in (captioner, judge)]
-    return weights[0] == weights[1]
-
-
-def _diversity(candidates: Dataset) -> dict[str, dict[str, float | int]]:
-    """Of captions that passed cleaning, the web's and the written ones of the same pictures."""
-    columns = ["uid", "captions", "split"]
-    tables = (candidates.shard(its, columns=columns).table for its in candidates.records)
-    counted = Selected.total(map(Selected.of, tables))
-    parts = {WEB: counted.web_diversity, SYNTHETIC: counted.synthetic_diversity}
-    found = {source: diversity.to_json() for source, diversity in parts.items()}
-    for source, told in found.items():
-        figures = " ".join(f"{name}={value:g}" for name, value in told.items())
-        logger.info("diversity source=%s %s", source, figures)
-    return found
+def _pace(phase: Mapping[str, Any]) -> Iterator[str]:
+    """What was done in a run and how fast, for people; nothing where nothing was."""
+    sums = phase.get("sums", {})
+    if pictures := sums.get("pictures_captioned"):
+        captions = int(sums["captions_written"])
+        done = f"{captions:,} captions of" if captions else "the captions of"
+        rate = (captions or pictures) / max(phase["seconds"], 1e-3)
+        yield (
+            f"{done} {int(pictures):,} pictures {'written and ' if captions else ''}judged, "
+            f"{rate:,.1f} {'captions' if captions else 'pictures'}/s"
+        )

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jobs.caption_roles import Judge, judge_name, tells_match
 from jobs.compute import ComputeConfig
 from jobs.shards import Made, Task
 from model.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ from pipeline.candidates import (
     unscored,
     with_scores,
 )
+from pipeline.captioned_rows import CaptionedRows
 from pipeline.dataset import Dataset, Shard, decode_row
 from pipeline.errors import ConfigError
 from pipeline.filters import Filter
@@ -41,20 +43,9 @@ from pipeline.order import writing_seeds
 from pipeline.schemas import ROWS_PER_BATCH
 from pipeline.shard import commit_table
 from pipeline.storage import Folder
-from pipeline.token_reader import ShardTokens, has_tokens
+from pipeline.token_reader import ShardTokens
 
 _DECODE_THREADS = 2
-
-
-Judge = Checkpoint | Clip
-"""Who scores captions: a checkpoint of stage 1, or a CLIP."""
-
-
-def judge_name(judge: Judge) -> str:
-    """As it stands beside its scores."""
-    if isinstance(judge, Clip):
-        return f"clip:{judge.name}"
-    return f"stage1:{judge.digest[:12]}"
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,14 @@ class CaptionWork:
     split: str
     """Whose pictures are captioned, or `all`."""
     quota: Mapping[int, int] | None
-    """Shard to how many pictures of the split, the first ones, are captioned; None takes all."""
+    """Shard to how many of its `CaptionedRows` are captioned, the first ones; None takes all."""
     compute: ComputeConfig
     device: str
+
+    def captioned_rows(self) -> CaptionedRows:
+        """Of its datasets and split, before the quota."""
+        beside = (self.captions, self.pairs)
+        return CaptionedRows(self.features, beside, self.split)
 
 
 Scores = list[list[tuple[float, float | None]]]
@@ -100,6 +96,7 @@ class CaptionWorker:
             raise ConfigError("device: 'cuda', but the worker sees no GPU; set --gpus-per-worker")
         self._work = work
         self._decoding = ThreadPoolExecutor(_DECODE_THREADS)
+        self._captioned_rows = work.captioned_rows()
         loaded: dict[str, Stage1] = {}
         self._captioner = None if work.captioner is None else self._load(work.captioner, loaded)
         self._scorers = [(judge_name(its), self._scorer(its, loaded)) for its in work.judges]
@@ -108,7 +105,7 @@ class CaptionWorker:
         """Commit a shard of `candidates`; tells the seconds of writing and of judging."""
         inputs = _Inputs(self._work, task.number)
         sums: defaultdict[str, float] = defaultdict(float)
-        rows = inputs.rows.tolist()
+        rows = self._rows(task.number)
         with _timed(sums, "writing_s"):
             written = self._written(inputs, rows)
         found = candidates_of(
@@ -133,6 +130,11 @@ class CaptionWorker:
         sums["captions_written"] = sum(map(len, written))
         return Made(record, sums)
 
+    def _rows(self, number: int) -> list[int]:
+        """The rows of a shard that are captioned."""
+        quota = None if self._work.quota is None else self._work.quota.get(number, 0)
+        return [] if quota == 0 else self._captioned_rows.of(number)[:quota].tolist()
+
     def _load(self, checkpoint: Checkpoint, loaded: dict[str, Stage1]) -> Stage1:
         """Its model; that of a captioner which is its own judge is loaded once."""
         if checkpoint.digest not in loaded:
@@ -142,7 +144,8 @@ class CaptionWorker:
     def _scorer(self, judge: Judge, loaded: dict[str, Stage1]) -> Scorer:
         if isinstance(judge, Clip):
             return partial(self._by_clip, ClipJudge(judge, self._work.device))
-        return partial(self._by_stage1, Stage1Judge(self._load(judge, loaded)))
+        stage1 = Stage1Judge(self._load(judge, loaded))
+        return partial(self._by_stage1, stage1, tells_match(judge))
 
     def _written(self, inputs: "_Inputs", rows: list[int]) -> list[list[str]]:
         """What the captioner says of some rows."""
@@ -182,12 +185,13 @@ class CaptionWorker:
     def _by_stage1(
         self,
         judge: Stage1Judge,
+        tells_match: bool,
         inputs: "_Inputs",
         rows: Sequence[int],
         texts: Sequence[Sequence[str]],
     ) -> Scores:
         fits = judge.scores(self._tokens(inputs, rows), texts)
-        return [[(fit.itc, fit.itm) for fit in its] for its in fits]
+        return [[(fit.itc, fit.itm if tells_match else None) for fit in its] for its in fits]
 
     def _by_clip(
         self,
@@ -216,9 +220,9 @@ class _Inputs:
     """
 
     def __init__(self, work: CaptionWork, number: int) -> None:
-        features = work.features.shard(number, verify=True)
         columns = ["uid", "captions", "split"]
-        shard = work.captions.shard(number, columns=columns)
+        of_their_own = work.captions.kind != "pairs"  # whose pictures would be read with them
+        shard = work.captions.shard(number, columns=columns, verify=of_their_own)
         beside = work.pairs.shard(number, columns=["uid"])
         live = np.asarray(shard.live) & np.asarray(beside.live)
         self.uids: list[bytes] = shard.table.column("uid").to_pylist()
@@ -227,20 +231,20 @@ class _Inputs:
             for column in (shard.table.column("captions"), shard.table.column("split"))
         )
         """Of each row; None where its picture was taken down."""
-        self.tokens = ShardTokens(features, work.features.manifest.rows_per_batch)
-        splits = shard.table.column("split").to_pylist()
-        wanted = np.array([work.split in ("all", split) for split in splits], bool)
-        if work.quota is not None:
-            wanted &= wanted.cumsum() <= work.quota.get(number, 0)
-        self.rows = np.flatnonzero(wanted & live & has_tokens(features))
-        """Those that are captioned."""
-        self._open_pictures = partial(work.pairs.shard, number, verify=True)
+        self._work, self._number = work, number
+
+    @cached_property
+    def tokens(self) -> ShardTokens:
+        """The image tokens, read and compared with their digest once somebody looks at them."""
+        features = self._work.features
+        return ShardTokens(
+            features.shard(self._number, verify=True), features.manifest.rows_per_batch
+        )
 
     @cached_property
     def pictures(self) -> Shard:
         """The shard of `pairs`, for a judge that looks at the pictures themselves."""
-        shard: Shard = self._open_pictures()
-        return shard
+        return self._work.pairs.shard(self._number, verify=True)
 
 
 def _check_finite(who: str, uid: bytes, values: Sequence[float]) -> None:

@@ -11,6 +11,7 @@ from model.checkpoint import FILE, Checkpoint, qformer_of, save_tensors, write_c
 from model.exchange import lavis
 from model.exchange.foreign_weights import ForeignWeights
 from model.exchange.hugging_face import (
+    CAPTION_HEAD,
     LACKING,
     folder_tokenizer,
     from_hugging_face,
@@ -20,6 +21,8 @@ from model.exchange.hugging_face import (
 )
 from model.exchange.kept_beside import Kept
 from model.exchange.lavis_tower import lavis_tower
+from model.heads import HeadState, head_states, heads_to_tell
+from model.objectives import ITG, LOSSES
 from model.pretrained.digests import folder_digest, tensors_digest, weights_digest
 from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
 from model.pretrained.hub import local_folder
@@ -117,7 +120,9 @@ class Import:
         contents: dict[str, bytes] = {}
         config: dict[str, Any] = asdict(weights.config)
         frozen = dict(source.frozen)
+        says: dict[str, Any] = {"format": source.format}
         if weights.stage == 1:
+            says |= heads_to_tell(_heads(source))
             tokenizer = self._tokenizer(source)
             contents["weights"] = save_tensors(weights.stage1(tokenizer).state_dict())
             contents["tokenizer"] = tokenizer.to_json().encode()
@@ -130,9 +135,7 @@ class Import:
                 f"encoder: {frozen['encoder']['name']} is {frozen['encoder']['width']} wide; "
                 f"{self.path} was trained on one {weights.config.vision_width} wide"
             )
-        lineage = Lineage(
-            "import", {"format": source.format}, (Parent(source.format, source.digest),), frozen
-        )
+        lineage = Lineage("import", says, (Parent(source.format, source.digest),), frozen)
         step = source.kept.step if source.kept else 0
         made = Checkpoint(folder, weights.stage, step, config, lineage, {})
         print("\n".join([*lines, _features_told(EncoderSpec(**frozen["encoder"]))]))
@@ -244,6 +247,16 @@ def _as_kept(weights: ForeignWeights, kept: Kept | None) -> ForeignWeights:
     return replace(weights, config=qformer_of(kept.config))
 
 
+def _heads(source: Source) -> dict[str, HeadState]:
+    """Of stage 1: as they were when it was exported, if it was; what is lacking is untrained."""
+    states: dict[str, HeadState] = dict.fromkeys(LOSSES, "trained")
+    if source.kept is not None:
+        states = head_states(source.kept.lineage)
+    if CAPTION_HEAD in source.weights.lacking:
+        states[ITG] = "untrained"
+    return states
+
+
 def _end_token(source: Source, language: LanguageModel) -> str | None:
     """The token that ends a caption, where it is not the tokenizer's."""
     tokenizer: Any = language.tokenizer
@@ -271,5 +284,5 @@ def _told(source: Source) -> list[str]:
     """What the format does not hold, and where it comes from instead."""
     if source.kept is not None:
         return ["beside: viaduct.safetensors, with all that the format does not hold"]
-    starts = {"temperature": "starts at 0.07", "qformer.head.": "starts from chance"}
+    starts = {"temperature": "starts at 0.07", CAPTION_HEAD: "starts from chance"}
     return [f"not there: {LACKING[it]}, which {starts[it]}" for it in source.weights.lacking]

@@ -29,6 +29,9 @@ class Progress:
         self._initial, self._done, self._total = done, done, total
 
     def advance(self, count: int) -> None:
+        """So many more are done; of none nothing is said."""
+        if not count:
+            return
         self._done += count
         self._bar.update(count)
         now = time.monotonic()

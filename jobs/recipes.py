@@ -57,6 +57,16 @@ _PAPER_STAGE1: Options = {
     "final_learning_rate": 0.0,
     **_PAPER_OPTIMIZER,
 }
+_PAPER_CAPFILT: Options = {
+    "judge": ["clip:openai/clip-vit-large-patch14"],
+    "split": "train",
+    "method": "nucleus",
+    "num_captions": 10,
+    "top_p": 0.9,
+    "min_tokens": 2,
+}
+"""The paper's ten captions of a picture and the CLIP that ranks them; p is BLIP's."""
+_PAPER_SELECTION: Options = {"by": "itc", "top_k": 2}
 _PAPER_STAGE2: Options = {
     "prompt": "",
     "max_language_tokens": 32,
@@ -130,6 +140,8 @@ def _paper(vision: str, language: str) -> dict[str, Options]:
     return {
         "features": _VISION[vision] | _PAPER_FEATURES,
         "train-stage1": _PAPER_STAGE1 | {"batch_size": _STAGE1_BATCH[vision]},
+        "capfilt": _PAPER_CAPFILT,
+        "select-captions": _PAPER_SELECTION,
         "train-stage2": _PAPER_STAGE2
         | _LANGUAGE[language]
         | {"batch_size": _STAGE2_BATCH[language]},

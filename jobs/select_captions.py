@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipeline.erasure import without_payload
 from pipeline.errors import ConfigError
 from pipeline.lineage import Lineage
 from pipeline.schemas import CANDIDATES
-from pipeline.selected import SUMMARY, Selected, told
+from pipeline.selected import SUMMARY, Selected, read_summary, told
 from pipeline.selection import (
     SelectionConfig,
     choose,
@@ -55,11 +55,11 @@ class SelectCaptions:
         selection = self.selection.resolved(_judges(candidates))
         lineage = Lineage("select-captions", asdict(selection), (candidates.as_parent,))
         draft = Draft.begin(Folder.at(self.out), "captions", CANDIDATES, lineage)
-        made = draft.whole()
-        if made is None or made.folder.size(SUMMARY) is None:
+        made, summary = draft.whole(), read_summary(draft.folder)
+        if made is None or summary is None:
             with running(self, draft) as log, log.phase("select"):
-                made = _make(draft, candidates, selection)
-        for line in told(made.folder.read_json(SUMMARY)):
+                made, summary = _make(draft, candidates, selection)
+        for line in told(summary):
             print(line)
         return made
 
@@ -71,7 +71,10 @@ def _judges(candidates: Dataset) -> dict[str, bool]:
     raise ConfigError(f"{candidates.folder}: no caption has a score")
 
 
-def _make(draft: Draft, candidates: Dataset, selection: SelectionConfig) -> Dataset:
+def _make(
+    draft: Draft, candidates: Dataset, selection: SelectionConfig
+) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset and its summary."""
     over = _over(candidates, selection)
     committed = draft.committed()
     records: list[ShardRecord] = []
@@ -85,8 +88,9 @@ def _make(draft: Draft, candidates: Dataset, selection: SelectionConfig) -> Data
             records.append(committed.get(number) or _commit(draft, number, table))
             yield Selected.of(table)
 
-    draft.folder.publish_json(SUMMARY, Selected.total(selected()).to_json())
-    return draft.publish(records)
+    summary = Selected.total(selected()).to_json()
+    draft.folder.publish_json(SUMMARY, summary)
+    return draft.publish(records), summary
 
 
 def _commit(draft: Draft, number: int, table: pa.Table) -> ShardRecord:

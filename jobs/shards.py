@@ -89,9 +89,16 @@ class Task:
     number: int
     """Of the shard, in the dataset that is made."""
     rows: int
-    """Rows that come in: the weight in progress and accounts."""
+    """Rows that come in, for the account if the shard is set aside."""
     captions: int = 0
-    """Captions that come in, for the account if the shard is set aside."""
+    """Captions that come in, likewise."""
+    pictures: int | None = None
+    """Those that there is work on, which is what progress is of; by default all rows."""
+
+    @property
+    def weight(self) -> int:
+        """Its part in the progress of all."""
+        return self.rows if self.pictures is None else self.pictures
 
 
 Record = TypeVar("Record")

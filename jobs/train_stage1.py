@@ -83,7 +83,8 @@ class TrainStage1:
         if init is not None:
             check_features(init, data.evaluation[0])
             size_from_checkpoint(self.start, init)  # raises if captions are too long for it
-        pairs = MicroBatches(data, self.loop).pairs  # raises if too few
+        batches = MicroBatches(data, self.loop)  # raises if too few
+        batches.log()
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)
             training = Training(
@@ -93,7 +94,7 @@ class TrainStage1:
                 loop=self.loop,
                 optimizer=self.optimizer,
                 make_learner=partial(Stage1Learner, self, data, init=init),
-                tokenizer=lambda: self._tokenizer(init, pairs.all_texts()),
+                tokenizer=lambda: self._tokenizer(init, batches.pairs.all_texts()),
             )
             return train(training, self, self.ranks, place)
 

@@ -107,7 +107,7 @@ class TrainStage2:
         where = (self.features, self.captions, self.mix)
         data = TrainingData.open(*where, self.order, self.cache)
         check_features(stage1, data.evaluation[0])
-        MicroBatches(data, self.loop)  # raises if there are too few
+        MicroBatches(data, self.loop).log()  # raises if there are too few
         folder = Folder.at(self.out)
         with session(self.cluster, dashboard=True):
             place = prepare(self.ranks, self.loop)

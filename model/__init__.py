@@ -24,6 +24,7 @@
     device_flags     what the device decides, told to the host later
     checkpoint  weights in a folder, with what they were made from
     checkpoint_models    the models of a checkpoint
+    heads       which of its heads were trained, and by what
     costs       what all these compute and hold, counted without a weight
     exchange    weights from LAVIS and transformers, and to them
     ridge       the control: a linear map from pooled tokens to frozen text embeddings

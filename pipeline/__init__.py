@@ -33,6 +33,7 @@ data flows:
     pair_rows   which rows are pairs of a split, as columns; their captions
     loader      batches out of features and captions
     embeddings  vectors of pictures and captions, in and out of numpy
+    captioned_rows  which pictures are captioned
     candidates  the web's captions and those that a model wrote, cleaned and scored
     selection   which of them are chosen
     selected    what became of the captions, counted

@@ -61,11 +61,12 @@ def write_caption_table(
 ) -> int:
     """Write the captions of a dataset as one Parquet file; returns how many.
 
-    Those of pictures that were taken down are left out.
+    Those of pictures that were taken down, of the dataset or of what lies beside it, are left out.
 
     Args:
         dataset: of any kind that has captions.
-        beside: a dataset side by side with it, which tells the URLs where that has none.
+        beside: a dataset side by side with it, which tells the URLs where that has none, and
+            which pictures were taken down.
         split: whose captions are written, or `all`.
         folder, name: of the file, which appears whole.
 
@@ -85,6 +86,8 @@ def write_caption_table(
         with pq.ParquetWriter(file.stream, caption_table_schema(judges)) as writer:
             for number, shard in zip(dataset.records, dataset.shards(), strict=True):
                 keep = np.asarray(shard.live)
+                if beside is not None:
+                    keep = keep & np.asarray(beside.shard(number, columns=["uid"]).live)
                 if split != "all":
                     keep = keep & (shard.table["split"].to_numpy() == split)
                 mask = pa.array(keep)

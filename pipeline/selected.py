@@ -10,11 +10,14 @@ import pyarrow.compute as pc
 
 from pipeline.candidates import OFFERED, SYNTHETIC
 from pipeline.captions import in_a_line, strings
+from pipeline.dataset import Dataset
 from pipeline.diversity import Diversity, added_up, share_of
 from pipeline.schemas import KEPT
+from pipeline.storage import Folder
 
 SUMMARY = "summary.json"
-"""The file in `captions` with what became of them, for people and reports; part of no digest."""
+"""The file in `candidates` and `captions` with what is in them, for people and reports; part of no
+digest."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Selected:
     """Counts over the rows of `captions`; parts of a dataset are counted apart and added up.
 
     A caption is on offer where nothing is wrong with it, chosen or not. Captions are counted of
-    judged pictures alone.
+    judged pictures alone, unless their name says otherwise.
     """
 
     pictures: int
@@ -41,6 +44,8 @@ class Selected:
     synthetic: int
     """On offer of those that a model wrote."""
     synthetic_kept: int
+    synthetic_unjudged: int
+    """Kept ones of an earlier round, of pictures that nobody judged in this one."""
     web_diversity: Diversity
     """Of the kept ones."""
     synthetic_diversity: Diversity
@@ -76,6 +81,7 @@ class Selected:
             web_replaced=int((web & ~is_kept & has_synthetic[row]).sum()),
             synthetic=int(synthetic.sum()),
             synthetic_kept=int((synthetic & is_kept).sum()),
+            synthetic_unjudged=int((~judged[row] & is_synthetic & is_kept).sum()),
             web_diversity=Diversity.of(text[web & is_kept].tolist()),
             synthetic_diversity=Diversity.of(text[synthetic & is_kept].tolist()),
         )
@@ -99,8 +105,32 @@ class Selected:
         }
 
 
+def summary_of(dataset: Dataset) -> dict[str, Any]:
+    """What summary.json holds of a dataset of `candidates` or `captions`, counted now."""
+    columns = ["uid", "captions", "split"]
+    tables = (dataset.shard(number, columns=columns).table for number in dataset.records)
+    return Selected.total(map(Selected.of, tables)).to_json()
+
+
+def read_summary(folder: Folder) -> dict[str, Any] | None:
+    """summary.json; None where there is none, or not all that is told is in it.
+
+    Raises:
+        DatasetError: it is not JSON.
+    """
+    found, needed = folder.read_json(SUMMARY), Selected.total([]).to_json()
+    if not isinstance(found, dict) or not needed.keys() <= found.keys():
+        return None
+    sources = found["diversity"]
+    for name, measures in needed["diversity"].items():
+        its = sources.get(name) if isinstance(sources, dict) else None
+        if not isinstance(its, dict) or not measures.keys() <= its.keys():
+            return None
+    return found
+
+
 def told(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The content of summary.json as lines for people."""
+    """The content of the summary.json of `captions` as lines for people."""
     web, kept, replaced = (summary[name] for name in ("web", "web_kept", "web_replaced"))
     yield f"{summary['judged']:,} of {summary['pictures']:,} pictures were judged"
     yield (
@@ -109,15 +139,30 @@ def told(summary: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         f"synthetic captions: {summary['synthetic']:,} on offer, {summary['synthetic_kept']:,} "
-        f"kept, {100 * summary['synthetic_share']:.1f}% of all that are kept"
+        f"kept, {100 * summary['synthetic_share']:.1f}% of all that are kept of judged pictures"
     )
+    if unjudged := summary["synthetic_unjudged"]:
+        yield f"synthetic captions of pictures that were not judged: {unjudged:,} stay kept"
     yield (
         f"pictures without a caption: {summary['without_caption']:,}, of which "
         f"{summary['without_web_caption']:,} had none of the web either"
     )
+    yield from _diversity_told("kept", summary)
+
+
+def told_of_candidates(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The content of the summary.json of `candidates` as lines for people."""
+    yield (
+        f"on offer for {summary['judged']:,} judged pictures of {summary['pictures']:,}: "
+        f"{summary['web']:,} captions of the web, {summary['synthetic']:,} synthetic ones"
+    )
+    yield from _diversity_told("offered", summary)
+
+
+def _diversity_told(which: str, summary: Mapping[str, Any]) -> Iterator[str]:
     for source, measures in summary["diversity"].items():
         yield (
-            f"kept {source} captions: {measures['mean_words']:.1f} words, distinct-1 "
+            f"{which} {source} captions: {measures['mean_words']:.1f} words, distinct-1 "
             f"{measures['distinct_1']:.4f}, distinct-2 {measures['distinct_2']:.4f}, "
             f"{100 * measures['identical_share']:.1f}% like another one"
         )

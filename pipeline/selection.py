@@ -41,8 +41,9 @@ class SelectionConfig:
     """What a caption that a model wrote must reach, likewise."""
 
     synthetic_share: float | None = None
-    """Share of the kept captions that models may have written, 0 to 1; beyond it those go that
-    score lowest over the whole dataset, and a picture that loses all keeps its best web caption."""
+    """Share of the kept captions of judged pictures that models may have written, 0 to 1; beyond it
+    those go that score lowest over the whole dataset, and a picture that loses all keeps its best
+    web caption. What others keep of an earlier round is not counted."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -194,6 +195,8 @@ def over_budget(parts: Sequence[Written], num_web: int, share: float) -> list[np
     Returns:
         bool[M] for each part.
     """
+    if not parts:
+        return []
     scores, rows, instead = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("scores", "rows", "instead")

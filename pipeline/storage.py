@@ -267,6 +267,12 @@ class TemporaryFile:
             pafs.copy_files(self.path, target, destination_filesystem=self.folder.fs)
 
 
+_IN_THE_WAY = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+)
+
+
 @contextlib.contextmanager
 def clear_errors(folder: Folder) -> Iterator[None]:
     """Turn what only the user can mend (a full disk, no permission) into a ConfigError."""
@@ -275,6 +281,7 @@ def clear_errors(folder: Folder) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(f"{folder}: the disk is full; what was committed stays") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+        if error.errno in _IN_THE_WAY:
+            where = error.filename2 or folder  # a rename names the file that it was to be
+            raise ConfigError(f"{where}: cannot be written: {error.strerror}") from error
         raise

@@ -55,12 +55,6 @@ class Machines:
             peak = self.cores * self.rates.needed("core_gflops") * 1e9
         return flops / (peak * self.rates.needed(share))
 
-    def product_s(self, products: float) -> float:
-        """Seconds of all cores for so many products with their sums in float64, at half the rate of
-        float32; 0 where that is unknown."""
-        peak = self.cores * (self.rates.core_gflops or 0) * 1e9
-        return 2 * 2 * products / peak if peak else 0.0
-
     def core_s(self, pictures: float, rate: str) -> float:
         """Seconds of all cores for so many pictures, at the rate of this name."""
         return pictures / (self.cores * self.rates.needed(rate))
@@ -282,11 +276,12 @@ def _evaluation(run: Run, machines: Machines, step: Callable[..., Step]) -> Step
     its = run.evaluated
     products = its.pictures * its.captions * run.qformer.num_queries * run.qformer.embed_dim
     seen = its.pictures * run.match.picture if its.rerank else 0.0
-    vectors = its.pictures * run.vector_bytes
+    vectors = its.pictures * run.qformer.num_queries * run.qformer.embed_dim * _FLOAT_BYTES
     return step(
         "evaluate",
         its.pictures,
         device_s=machines.device_s(seen + its.pairs * run.match.pair, "train_share"),
-        core_s=machines.product_s(2 * products),
+        # A product and a sum each, both directions, at half the rate of float32.
+        core_s=machines.product_s(2 * 2 * 2 * products),
         read=vectors + (its.pictures * run.token_bytes if its.rerank else 0.0),
     )

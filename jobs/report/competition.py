@@ -65,7 +65,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a selection left, as its summary.json tells."""
+    """What a selection left, or of candidates what is on offer, as their summary.json tells."""
 
     sides: Mapping[str, Side]
     """By source."""
@@ -89,12 +89,16 @@ class Competition:
     judge: str
     by: str
     """The measure that counts, a key of MEASURES."""
+    judges: tuple[str, ...]
+    """All that judged, with that one."""
+    chosen_by: str | None
+    """The job that chose; None where nothing was chosen."""
     selection: Mapping[str, Any]
-    """The settings of select-captions; empty where nothing was chosen."""
+    """The settings of select-captions; empty where that has not chosen."""
     writing: Mapping[str, Any]
     """The settings of capfilt; empty where its dataset is not in this run."""
     judges_itself: bool
-    """Whether the captioner is the judge."""
+    """Whether the captioner is the judge, as capfilt found."""
     counts: Counts
     outcome: Outcome | None
     trained: list[str]
@@ -131,11 +135,11 @@ def read_competitions(contents: Contents, limit: int) -> list[Competition]:
 def _competition(dataset: Dataset, contents: Contents, limit: int) -> Competition | None:
     """None where nobody judged."""
     datasets, made = contents.datasets, contents.made
-    config = dataset.manifest.lineage.config
+    made_by = dataset.manifest.lineage
     judges = judges_of_dataset(dataset)
     if not judges:
         return None
-    selection = config if dataset.kind == "captions" else {}
+    selection = made_by.config if made_by.job == "select-captions" else {}
     judge = str(selection.get("judge") or next(iter(judges)))
     by = str(selection.get("by") or ("itm" if judges.get(judge) else "itc"))
     pairs = next((other for other in datasets if _beside(other, dataset)), None)
@@ -146,6 +150,8 @@ def _competition(dataset: Dataset, contents: Contents, limit: int) -> Competitio
         name=next(one.name for one in made if one.digest == dataset.digest),
         judge=judge,
         by=by,
+        judges=tuple(judges),
+        chosen_by=made_by.job if dataset.kind == "captions" else None,
         selection=selection,
         writing={} if lineage is None else lineage.config,
         judges_itself=lineage is not None and _judges_itself(lineage.frozen, judge),
@@ -208,7 +214,7 @@ def _summed(parts: Sequence[Counts]) -> Counts:
 
 
 def _outcome(dataset: Dataset) -> Outcome | None:
-    """None of candidates, and where summary.json is gone."""
+    """None where summary.json is gone."""
     if (summary := dataset.folder.read_json(SUMMARY)) is None:
         return None
     with reading(f"{dataset.folder}/{SUMMARY}"):
@@ -250,8 +256,7 @@ def _candidates_of(dataset: Dataset, datasets: Sequence[Dataset]) -> Dataset | N
 
 
 def _judges_itself(frozen: Mapping[str, Any], judge: str) -> bool:
-    writer = frozen.get("captioner", {}).get("digest")
-    return any(its["name"] == judge and its["digest"] == writer for its in frozen.get("judges", ()))
+    return any(its["name"] == judge and its.get("is_captioner") for its in frozen.get("judges", ()))
 
 
 # Some of them

@@ -195,8 +195,8 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
         kind = "index" if checkpoint is None else f"stage {int(checkpoint['stage'])}"
         size = "" if checkpoint is None else f"{int(checkpoint['step']):,} steps"
         if checkpoint is None:
-            rows = (int(shard["files"][PICTURE_VECTORS]["rows"]) for shard in index["shards"])
-            size = f"{sum(rows):,} vectors"
+            shards = [shard["files"][PICTURE_VECTORS] for shard in index["shards"]]
+            size = f"{sum(int(vectors['rows']) for vectors in shards):,} vectors"
         lineage = Lineage.from_json(value["lineage"])
         contents.made.append(Made(name, kind, str(value["digest"]), size, lineage))
 

@@ -28,7 +28,7 @@ _SAID = {
     "raw": "fetched and decoded",
     "pairs": "equal pictures united, captions judged",
     "features": "encoded",
-    "candidates": "written beside the web's, and cleaned",
+    "candidates": "that compete, with their scores",
     "captions": "chosen by their scores",
     "image_embeddings": "pictures embedded",
     "text_embeddings": "captions embedded",
@@ -198,23 +198,26 @@ def _writing(competition: Competition) -> Iterator[str]:
 
 def _judging(competition: Competition) -> Iterator[str]:
     yield f"{competition.judge} judged {competition.num_judged:,} pictures."
+    if others := [name for name in competition.judges if name != competition.judge]:
+        yield f"The scores by {', '.join(others)} are not shown here."
     if competition.judges_itself:
         yield "It wrote the captions too, and such a judge forgives what it wrote itself."
 
 
 def _choosing(competition: Competition) -> Iterator[str]:
-    rule = competition.selection
-    if not rule:
+    if competition.chosen_by is None:
         yield "None is chosen yet."
         return
-    quantity = QUANTITIES[competition.by]
-    if (num := rule["top_k"]) is not None:
+    rule, quantity = competition.selection, QUANTITIES[competition.by]
+    if not rule:
+        yield f"They were chosen by {competition.chosen_by}."
+    if (num := rule.get("top_k")) is not None:
         yield f"Kept of each picture: the best {num:,} by {quantity}."
     for option, of in (("web_threshold", "the web's"), ("synthetic_threshold", "those written")):
-        if (least := rule[option]) is not None:
+        if (least := rule.get(option)) is not None:
             yield f"Of {of} only what scores {least:g} or more."
-    if (share := rule["synthetic_share"]) is not None:
-        yield f"At most {percent(share)} of all are written ones."
+    if (share := rule.get("synthetic_share")) is not None:
+        yield f"At most {percent(share)} of all that judged pictures keep are written ones."
     if competition.trained:
         yield f"Trained on what was kept: {', '.join(competition.trained)}."
     else:

@@ -1,5 +1,6 @@
 """What a training reads: one dataset or several, and in which order; a rank's part of it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.mix import MixedOrder
 from pipeline.order import Order, OrderConfig
 from pipeline.shard_cache import CacheConfig
 from pipeline.views import check_same_encoder, open_views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ class MicroBatches:
     def __init__(self, data: TrainingData, loop: LoopConfig, *, pin: bool = False) -> None:
         self.pairs = data.pairs(loop.seed, pin=pin)
         self.order = data.order_of(self.pairs, loop.micro_batch_size, loop.seed)
+
+    def log(self) -> None:
+        """Say how many pictures are trained on, and how many have no caption for it."""
+        without = sum(part.num_without_caption for part in self.pairs.parts)
+        logger.info("trains on pictures=%d without_caption=%d", len(self.pairs), without)
 
     def of_this_rank(self, number: int) -> Batch:
         """This rank's part of a micro-batch."""

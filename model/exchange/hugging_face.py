@@ -30,7 +30,8 @@ STAGES = {
 IMAGE = "<image>"
 """Stands for a query output among the tokens."""
 
-LACKING = {"temperature": "the temperature", "qformer.head.": "the caption head"}
+CAPTION_HEAD = "qformer.head."
+LACKING = {"temperature": "the temperature", CAPTION_HEAD: "the caption head"}
 """Of stage 1, by our names."""
 
 _POSITIONS = (r"embeddings\.position_ids", "counts from 0")

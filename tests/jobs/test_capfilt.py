@@ -6,6 +6,7 @@ The checkpoints were trained on features of a timm ViT with random weights (`dat
 import itertools
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.capfilt import Capfilt
 from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cli import main
 from jobs.compute import ComputeConfig
@@ -26,13 +26,23 @@ from model.generation.stage1 import write_captions
 from model.judging import Stage1Judge
 from model.pretrained.clip import Clip, ClipJudge
 from pipeline.accounting import Account
-from pipeline.candidates import WEB, filters_of_written, is_scored
+from pipeline.candidates import (
+    WEB,
+    ScoredCaption,
+    candidate_rows,
+    caption_account,
+    filters_of_written,
+    is_scored,
+)
 from pipeline.captions import normalise
 from pipeline.dataset import Dataset, Shard, check_side_by_side, decode_row, read_table
-from pipeline.errors import ConfigError
+from pipeline.draft import Draft
+from pipeline.errors import ConfigError, DatasetError
+from pipeline.lineage import Lineage
 from pipeline.loader import as_tensor
 from pipeline.order import writing_seeds
-from pipeline.schemas import KEPT
+from pipeline.schemas import CANDIDATES, KEPT
+from pipeline.shard import commit_table
 from pipeline.storage import Folder
 from pipeline.token_reader import ShardTokens
 from pipeline.tombstones import add_tombstones
@@ -195,14 +205,57 @@ def test_scores_are_those_of_each_judge(candidates, data, other, clip):
     assert num_scored > 100
 
 
-def test_a_rejected_caption_of_the_web_is_scored_and_stays_rejected(candidates):
-    web = [c for row in rows_of(candidates) if row["split"] == "train" for c in row["captions"]]
-    rejected = [c for c in web if c["source"] == WEB and c["status"] != KEPT]
-    assert {c["status"] for c in rejected} == {"rejected:empty"}
-    assert not any(c["scores"] for c in rejected)  # nothing to score
-    written = [c for c in web if c["status"] == "rejected:duplicate"]
+def test_what_is_empty_or_was_written_and_rejected_is_not_scored(candidates):
+    train = [c for row in rows_of(candidates) if row["split"] == "train" for c in row["captions"]]
+    empty = [c for c in train if c["source"] == WEB and c["status"] != KEPT]
+    assert {c["status"] for c in empty} == {"rejected:empty"}
+    assert not any(c["scores"] for c in empty)
+    written = [c for c in train if c["status"] == "rejected:duplicate"]
     assert written
     assert not any(c["scores"] for c in written)
+
+
+def test_a_rejected_caption_of_the_web_is_scored_and_stays_rejected(tmp_path, work, made, other):
+    rows = work.pairs.shard(0).table.to_pylist()
+    captions = [
+        [ScoredCaption(**caption, scores=[]) for caption in row["captions"]] for row in rows
+    ]
+    of_train = [its for row, its in zip(rows, captions, strict=True) if row["split"] == "train"]
+    with_text = [its[0] for its in of_train if its and its[0]["text"]]
+    for caption in with_text:
+        caption["status"] = "rejected:file_name"
+    table = candidate_rows([r["uid"] for r in rows], captions, [r["split"] for r in rows])
+    draft = Draft.begin(Folder.at(tmp_path / "mine"), "captions", CANDIDATES, Lineage("test", {}))
+    accounts = {"pictures": Account.all_kept(len(rows)), "captions": caption_account(table)}
+    commit_table(draft.folder, 0, table, draft.rows_per_batch, **accounts)
+    earlier = draft.publish(draft.committed().values())
+    found = made(replace(work, captions=earlier, judges=(Checkpoint.open(str(other)),)))
+    rejected = [c for r in found for c in r["captions"] if c["status"] == "rejected:file_name"]
+    assert bare(rejected) == bare(with_text)
+    assert len(rejected) > 3
+    assert all(len(c["scores"]) == 1 for c in rejected)
+
+
+def test_a_judge_that_was_not_trained_by_itm_tells_no_match_probability(
+    tmp_path, work, made, other
+):
+    its = Checkpoint.open(str(other))
+    lineage = replace(its.lineage, config={**its.lineage.config, "losses": "itc"})
+    judge = write_checkpoint(
+        replace(its, folder=Folder.at(tmp_path / "itc"), lineage=lineage, files={}),
+        {role: its.read(role) for role in ("weights", "tokenizer")},
+    )
+    both = zip(*(made(replace(work, judges=(one,))) for one in (its, judge)), strict=True)
+    scores = [
+        (whole["scores"], half["scores"])
+        for row, again in both
+        for whole, half in zip(row["captions"], again["captions"], strict=True)
+        if whole["scores"]
+    ]
+    assert len(scores) > 20
+    for [whole], [half] in scores:
+        assert half["itc"] == whole["itc"]
+        assert (half["itm"], whole["itm"] is None) == (None, False)
 
 
 # What it was made from, and how
@@ -217,8 +270,12 @@ def test_the_lineage_names_what_candidates_were_made_from(candidates, data, unbr
     assert lineage.frozen == {
         "captioner": {"digest": Checkpoint.open(str(unbroken)).digest, "stage": 1},
         "judges": [
-            {"name": f"stage1:{digest[:12]}", "digest": digest},
-            {"name": "clip:small-clip", "digest": Clip.of(str(clip)).digest},
+            {"name": f"stage1:{digest[:12]}", "digest": digest, "is_captioner": False},
+            {
+                "name": "clip:small-clip",
+                "digest": Clip.of(str(clip)).digest,
+                "is_captioner": False,
+            },
         ],
     }
     assert lineage.config["generation"]["seed"] == 3
@@ -226,14 +283,17 @@ def test_the_lineage_names_what_candidates_were_made_from(candidates, data, unbr
     assert str(clip) not in json.dumps(lineage.to_json())
 
 
-def test_run_json_tells_writing_from_judging_and_how_diverse_captions_are(candidates):
+def test_run_json_tells_writing_from_judging_and_the_summary_how_diverse_captions_are(candidates):
     (ran,) = json.loads((Path(candidates.folder.path) / "run.json").read_text())["runs"]
-    caption, diversity = ran["phases"]
+    caption, _ = ran["phases"]
+    summary = json.loads((Path(candidates.folder.path) / "summary.json").read_text())
+    diversity = summary["diversity"]
     rows = [row for row in rows_of(candidates) if row["split"] == "train"]
     assert caption["sums"]["pictures_captioned"] == len(rows)
     assert caption["sums"]["captions_written"] == NUM_WRITTEN * len(rows)
     assert 0 < caption["sums"]["writing_s"] < ran["seconds"]
     assert 0 < caption["sums"]["judging_s"] < ran["seconds"]
+    assert summary["judged"] == sum(any(c["scores"] for c in row["captions"]) for row in rows)
     kept = [c for row in rows for c in row["captions"] if c["status"] == KEPT]
     for source in ("web", "synthetic"):
         texts = [c["text"] for c in kept if c["source"] == source]
@@ -251,6 +311,27 @@ def test_the_same_once_more_elsewhere_has_the_same_digest(
     judges = ("--judge", moved[0], f"clip:{moved[1]}")
     run(*command(tmp_path / "again", *judges, "--workers", 1))
     assert Dataset.open(str(tmp_path / "again")).digest == candidates.digest
+
+
+def test_a_job_killed_before_its_summary_writes_it_and_nothing_else(
+    tmp_path, candidates, command, other, clip, capsys
+):
+    """Nor is it lost where an earlier version has written less."""
+    home = shutil.copytree(candidates.folder.path, tmp_path / "candidates")
+    whole = (home / "summary.json").read_bytes()
+    before = (home / "00000.arrow").stat().st_mtime_ns
+    for left in (None, "{}"):
+        (home / "summary.json").unlink()
+        if left is not None:
+            (home / "summary.json").write_text(left)
+        capsys.readouterr()
+        run(*command(home, "--judge", other, f"clip:{clip}"))
+        assert (home / "summary.json").read_bytes() == whole
+        said = capsys.readouterr().out
+        assert f"on offer for {json.loads(whole)['judged']:,} judged pictures" in said
+        assert "offered synthetic captions: " in said
+        assert "captions/s" not in said  # nothing was written or judged
+    assert (home / "00000.arrow").stat().st_mtime_ns == before
 
 
 def test_captions_do_not_depend_on_batches(work, made):
@@ -273,8 +354,17 @@ def test_other_searches_write_too(work, made, method):
 # Which pictures
 
 
-def test_the_limit_takes_the_first_pictures_of_the_split(tmp_path, data, command, other):
-    run(*command(tmp_path / "few", "--judge", other, "--limit", 17))
+def test_the_limit_takes_the_first_pictures_of_the_split(
+    tmp_path, data, command, other, capsys, caplog
+):
+    with caplog.at_level(logging.INFO):
+        run(*command(tmp_path / "few", "--judge", other, "--limit", 17))
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^68 captions of 17 pictures written and judged, [\d.,]+ captions/s$", said, re.M
+    )
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "progress job=caption pictures=17/17 " in line]
     rows = rows_of(Dataset.open(str(tmp_path / "few")))
     captioned = [n for n, r in enumerate(rows) if any(c["source"] != WEB for c in r["captions"])]
     assert captioned == [n for n, row in enumerate(rows) if row["split"] == "train"][:17]
@@ -282,6 +372,33 @@ def test_the_limit_takes_the_first_pictures_of_the_split(tmp_path, data, command
         if not any(caption["source"] != WEB for caption in row["captions"]):
             assert bare(row["captions"]) == web["captions"]
             assert not any(caption["scores"] for caption in row["captions"])
+
+
+def test_features_in_which_nothing_is_captioned_are_not_read(tmp_path, work, made):
+    """Neither tokens nor their digest: a shard may be damaged there."""
+    home = shutil.copytree(work.features.folder.path, tmp_path / "features")
+    file = home / work.features.records[0].entry.file
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+    features = Dataset.open(str(home))
+    rows = made(replace(work, features=features, quota={}))
+    assert [bare(row["captions"]) for row in rows] == [
+        row["captions"] for row in work.pairs.shard(0).table.to_pylist()
+    ]
+    with pytest.raises(DatasetError, match=r"00000\.arrow: damaged"):
+        made(replace(work, features=features))
+
+
+def test_damaged_captions_of_an_earlier_round_are_told(tmp_path, candidates, other, work, made):
+    judge = f"stage1:{Checkpoint.open(str(other)).digest[:12]}"
+    run("select-captions", candidates.folder, "--judge", judge, "--out", tmp_path / "captions")
+    file = tmp_path / "captions" / "00000.arrow"
+    content = file.read_bytes()
+    at = content.index(b"picture number")
+    file.write_bytes(content[:at] + b"P" + content[at + 1 :])
+    with pytest.raises(DatasetError, match=r"00000\.arrow: damaged"):
+        made(replace(work, captions=Dataset.open(str(tmp_path / "captions"))))
 
 
 def test_all_splits_may_be_captioned(work, made):
@@ -333,30 +450,90 @@ def test_of_an_earlier_round_the_web_competes_again_and_what_was_chosen(
     assert num_back > 3
 
 
-# What is wrong with a command
-
-
-@pytest.mark.parametrize(
-    ("judges", "warns"), [("none", True), ("captioner", True), ("copy", True), ("other", False)]
-)
-def test_a_captioner_that_judges_itself_is_warned_about(
-    tmp_path, data, unbroken, other, caplog, judges, warns
+def test_a_second_round_ends_in_a_training(
+    tmp_path, candidates, command, other, clip, stage1_command, rank_here, capsys
 ):
-    copy = shutil.copytree(unbroken, tmp_path / "copy")
-    told = json.loads((copy / "checkpoint.json").read_text())
-    assert told["stage"] == 1
-    named = {"none": [], "captioner": [unbroken], "copy": [other, copy], "other": [other]}
-    job = Capfilt(
-        features=str(data / "features"),
-        pairs=str(data / "pairs"),
-        captioner=str(unbroken),
-        judge=tuple(map(str, named[judges])),
-        out=str(tmp_path / "out"),
-    )
-    with caplog.at_level(logging.WARNING):
-        chosen = job._judges(Checkpoint.open(str(unbroken)))
-    assert len(chosen) == max(1, len(named[judges]))
-    assert ("forgives it" in caplog.text) == warns
+    """Of some pictures; the others keep what the first has chosen, which no share counts."""
+    judge = f"stage1:{Checkpoint.open(str(other)).digest[:12]}"
+    choosing = ("--judge", judge, "--top-k", 1)
+    run("select-captions", candidates.folder, *choosing, "--out", tmp_path / "first")
+    again = ("--judge", other, "--captions", tmp_path / "first", "--limit", 9, "--seed", 5)
+    run(*command(tmp_path / "candidates", *again))
+    parents = Dataset.open(str(tmp_path / "candidates")).manifest.lineage.parents
+    first = Dataset.open(str(tmp_path / "first"))
+    assert parents[-1] == first.as_parent
+    capsys.readouterr()
+    run("select-captions", tmp_path / "candidates", *choosing, "--out", tmp_path / "second")
+    second = Dataset.open(str(tmp_path / "second"))
+    assert list(verify(second)) == []
+    both = list(zip(rows_of(second), rows_of(first), strict=True))
+    train = [(row, before) for row, before in both if row["split"] == "train"]
+    for row, before in train[9:]:
+        assert bare(row["captions"]) == bare(before["captions"])
+        assert not any(caption["scores"] for caption in row["captions"])
+    stay = [
+        caption
+        for row, _ in train[9:]
+        for caption in row["captions"]
+        if (caption["source"], caption["status"]) == ("synthetic", KEPT)
+    ]
+    summary = json.loads((tmp_path / "second" / "summary.json").read_text())
+    assert summary["judged"] == sum(any(c["scores"] for c in row["captions"]) for row, _ in train)
+    assert 5 < summary["judged"] <= 9
+    assert summary["synthetic_unjudged"] == len(stay) > 3
+    assert f"that were not judged: {len(stay)} stay kept" in capsys.readouterr().out
+    training = stage1_command(tmp_path / "stage1", "--steps", 2)
+    training[training.index("--captions") + 1] = tmp_path / "second"
+    with rank_here():
+        run(*training)
+    made = Checkpoint.open(str(tmp_path / "stage1"))
+    assert made.lineage.parents[-1] == second.as_parent
+
+
+# A judge alone
+
+
+def test_a_judge_alone_scores_the_webs_captions_as_beside_a_captioner(
+    tmp_path, data, candidates, other, clip, capsys
+):
+    out, judges = tmp_path / "run" / "candidates", ("--judge", other, f"clip:{clip}")
+    where = ("--features", data / "features", "--pairs", data / "pairs", "--out", out)
+    run("capfilt", *where, *judges)
+    said = capsys.readouterr().out
+    alone = Dataset.open(str(out), "candidates")
+    assert list(verify(alone)) == []
+    num_scored = 0
+    for row, whole in zip(rows_of(alone), rows_of(candidates), strict=True):
+        web = [caption for caption in whole["captions"] if caption["source"] == WEB]
+        assert bare(row["captions"]) == bare(web)
+        for caption, expected in zip(row["captions"], web, strict=True):
+            assert [s["judge"] for s in caption["scores"]] == [
+                s["judge"] for s in expected["scores"]
+            ]
+            for one, other_one in zip(caption["scores"], expected["scores"], strict=True):
+                assert one["itc"] == pytest.approx(other_one["itc"], abs=1e-5)
+                assert one["itm"] == pytest.approx(other_one["itm"], abs=1e-5)
+                num_scored += 1
+    assert num_scored > 50
+    num_train = sum(row["split"] == "train" for row in rows_of(alone))
+    assert f"the captions of {num_train} pictures judged" in said
+
+    lineage = alone.manifest.lineage
+    assert lineage.frozen == {"judges": candidates.manifest.lineage.frozen["judges"]}
+    assert not {"generation", "filters"} & lineage.config.keys()
+
+    chosen = tmp_path / "run" / "captions"
+    run("select-captions", out, "--judge", "clip:small-clip", "--web-threshold", 0, "--out", chosen)
+    assert list(verify(Dataset.open(str(chosen)))) == []
+    summary = json.loads((chosen / "summary.json").read_text())
+    assert (summary["synthetic"], summary["web"]) == (0, num_scored // 2)
+    run("report", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "clip:small-clip judged" in page
+    assert "captions a picture were written" not in page
+
+
+# What is wrong with a command
 
 
 def test_what_does_not_belong_together_is_refused(
@@ -372,7 +549,16 @@ def test_what_does_not_belong_together_is_refused(
     assert "nowhere: no such folder" in refuse("--judge", f"clip:{tmp_path}/nowhere")
     assert "viaduct select-captions" in refuse("--captions", candidates.folder)
     assert "limit: 0 is not positive" in refuse("--limit", 0)
-    assert "num_captions: 4, but num_beams=3" in refuse("--method", "beam")
+    assert "num_captions: 4, but num_beams=3" in refuse("--method", "beam", "--num-beams", 3)
+    where = ("--features", data / "features", "--pairs", data / "pairs", "--out", tmp_path / "out")
+    assert "captioner, judge: name one of them at least" in refused("capfilt", *where)
+    none = shutil.copytree(data / "pairs", tmp_path / "pairs")
+    add_tombstones(
+        Folder.at(none), [row["uid"] for row in rows_of(candidates) if row["split"] == "test"]
+    )
+    assert f"split: {none} has no picture of 'test' with image tokens" in refuse(
+        "--pairs", none, "--split", "test"
+    )
     features = shutil.copytree(data / "features", tmp_path / "features")
     rename_encoder(features)
     assert "features of another encoder" in refuse("--features", features)

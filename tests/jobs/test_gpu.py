@@ -1,4 +1,4 @@
-"""From pictures to a search on a GPU: features, two steps over nccl, embeddings, an index."""
+"""From pictures to a search on a GPU: features, two steps over nccl, captions, an index."""
 
 import json
 import math
@@ -41,6 +41,17 @@ def test_a_gpu_takes_pictures_to_an_index(tmp_path, data, stage1_command, metric
     assert all(
         value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values()
     )
+
+    where = ("--features", features, "--pairs", data / "pairs", "--out", tmp_path / "candidates")
+    run("capfilt", *where, "--captioner", stage1, "--limit", 5, "--num-captions", 2, *cuda)
+    rows = [
+        r for s in Dataset.open(str(tmp_path / "candidates")).shards() for r in s.table.to_pylist()
+    ]
+    written = [c for row in rows for c in row["captions"] if c["source"] == "synthetic"]
+    scores = [score for row in rows for c in row["captions"] for score in c["scores"]]
+    assert len(written) == 2 * 5
+    assert scores
+    assert all(math.isfinite(its["itc"]) and 0 <= its["itm"] <= 1 for its in scores)
 
     embeddings, index = tmp_path / "embeddings", tmp_path / "index"
     where = ("--features", features, "--captions", data / "pairs")

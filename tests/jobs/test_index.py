@@ -15,6 +15,7 @@ from PIL import Image
 
 from indexes import building
 from indexes.exact import on_grid
+from indexes.retrieval import RetrievalIndex
 from indexes.storage import begin
 from jobs import index as index_job
 from jobs.cli import main
@@ -262,7 +263,7 @@ def test_several_index_shards_are_built_by_ray(made, tmp_path, capsys, ray_sessi
     found = searched(capsys, tmp_path / "index", "a red boat", "--image", made.paths[7])
     assert found["searches"] == exact["searches"]
     # Killed when the first was made, it makes the second.
-    index = search_job.RetrievalIndex.open(str(tmp_path / "index"))
+    index = RetrievalIndex.open(str(tmp_path / "index"))
     begin(Folder.at(tmp_path / "again"), index.manifest.lineage)
     shutil.copytree(tmp_path / "index" / "00000", tmp_path / "again" / "00000")
     shutil.copy(tmp_path / "index" / "00000.json", tmp_path / "again")

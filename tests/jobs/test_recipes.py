@@ -79,6 +79,11 @@ def test_the_papers_settings(name):
     assert (stage1.start.num_queries, stage1.start.embed_dim) == (32, 256)
     assert (stage1.start.dropout, stage1.start.max_text_tokens) == (0.1, 32)
     assert stage2.language.language_model == LANGUAGE[language][0]
+    capfilt, selection = job("capfilt", *recipe), job("select-captions", *recipe).selection
+    its = capfilt.generation
+    assert (its.method, its.num_captions, its.top_p) == ("nucleus", 10, 0.9)
+    assert capfilt.judge == ("clip:openai/clip-vit-large-patch14",)
+    assert (selection.by, selection.top_k, selection.synthetic_share) == ("itc", 2, None)
 
 
 @pytest.mark.parametrize("vision", ENCODER)

@@ -27,6 +27,7 @@ from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.lineage import Lineage
 from pipeline.schemas import CANDIDATES
+from pipeline.selected import SUMMARY, summary_of
 from pipeline.shard import commit_table
 from pipeline.storage import Folder
 
@@ -52,7 +53,7 @@ def made(tmp_path_factory, data) -> Path:
     generation = {"method": "nucleus", "num_captions": 3, "top_p": 0.9, "num_beams": 3}
     frozen = {
         "captioner": {"digest": DIGEST, "stage": 1},
-        "judges": [{"name": JUDGE, "digest": DIGEST}],
+        "judges": [{"name": JUDGE, "digest": DIGEST, "is_captioner": True}],
     }
     config = {"generation": generation, "limit": 50}
     lineage = Lineage("capfilt", config, (pairs.as_parent,), frozen)
@@ -178,8 +179,62 @@ def test_candidates_that_nothing_was_chosen_of_are_shown_as_such(made, tmp_path)
     assert (one.name, one.judge, one.by, one.outcome) == ("candidates", JUDGE, "itm", None)
     assert competition_rules(one)[-1] == "None is chosen yet."
     assert all(c.is_kept for contest in one.contests for c in contest.written[:2])
+    page = tmp_path / "run" / "report.html"
     run("report", tmp_path / "run")
-    assert "Distinct-1" not in (tmp_path / "run" / "report.html").read_text()
+    assert "Distinct-1" not in page.read_text()
+    home = Folder.at(tmp_path / "run" / "candidates")
+    home.publish_json(SUMMARY, summary_of(Dataset.open(home)))  # as capfilt does
+    run("report", tmp_path / "run")
+    text = re.sub(r"<[^>]*>", " ", page.read_text())
+    [[offered, words]] = re.findall(r"written by a model\s+(\d+)\s+(\d+\.\d)\s", text)
+    assert (int(offered), words) == (2 * one.num_judged, "3.5")  # of four and three
+    assert "Kept" not in text.split("Distinct-1")[0].rsplit("On offer", 1)[1]
+    assert "were replaced" not in text
+
+
+def test_captions_that_another_job_chose_are_shown_without_its_rules(made, tmp_path):
+    shutil.copytree(made / "pairs", tmp_path / "pairs")
+    source = Dataset.open(str(made / "candidates"))
+    lineage = Lineage("own-choice", {"share": 3}, (source.as_parent,))
+    draft = Draft.begin(Folder.at(tmp_path / "mine"), "captions", CANDIDATES, lineage)
+    for number, shard in zip(source.records, source.shards(), strict=True):
+        accounts = {
+            "pictures": Account.all_kept(len(shard.table)),
+            "captions": caption_account(shard.table),
+        }
+        commit_table(draft.folder, number, shard.table, draft.rows_per_batch, **accounts)
+    draft.publish(draft.committed().values())
+    [one] = competitions(tmp_path)
+    assert competition_rules(one)[1:] == [
+        "They were chosen by own-choice.",
+        "Nothing in this run was trained on it.",
+    ]
+    run("report", tmp_path)
+
+
+def test_judges_whose_scores_are_not_shown_are_named(made, tmp_path):
+    shutil.copytree(made / "pairs", tmp_path / "pairs")
+    source = Dataset.open(str(made / "candidates"))
+    draft = Draft.begin(
+        Folder.at(tmp_path / "both"), "candidates", CANDIDATES, source.manifest.lineage
+    )
+    for number, shard in zip(source.records, source.shards(), strict=True):
+        rows = shard.table.to_pylist()
+        captions = [
+            with_scores(its, "clip:b", [(0.0, None)] * len(texts_to_score(its)))
+            if any(caption["scores"] for caption in its)
+            else its
+            for its in (row["captions"] for row in rows)
+        ]
+        table = candidate_rows([r["uid"] for r in rows], captions, [r["split"] for r in rows])
+        accounts = {"pictures": Account.all_kept(len(rows)), "captions": caption_account(table)}
+        commit_table(draft.folder, number, table, draft.rows_per_batch, **accounts)
+    draft.publish(draft.committed().values())
+    [one] = competitions(tmp_path)
+    assert (one.judge, one.judges) == ("clip:b", ("clip:b", JUDGE))
+    assert f"The scores by {JUDGE} are not shown here." in competition_rules(one)
+    [alone] = competitions(made)
+    assert not any("not shown" in rule for rule in competition_rules(alone))
 
 
 def test_alone_captions_have_no_pictures(made, tmp_path):

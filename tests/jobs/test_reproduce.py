@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import _command, _parse, main
+from jobs.recipes import RECIPES
 
 DOCS = Path(__file__).parents[2] / "docs" / "reproduce-blip2.md"
 
@@ -25,12 +26,13 @@ def test_every_command_is_one():
     for words in said:
         command, options = _command(words)
         job = _parse(command, options)
-        if command in ("features", "train-stage1", "train-stage2"):
+        if command in RECIPES["blip2-vit-g-opt-2.7b"].keys() - {"plan"}:
             assert "--recipe" in options
         if command == "train-stage1":
             assert (job.loop.steps, job.loop.batch_size) == (250_000, 1680)
         if command == "features":
             assert job.encoder.encoder == "timm:eva_giant_patch14_clip_224.laion400m"
+    assert {"capfilt", "select-captions"} < {command for command, *_ in said}
 
 
 @pytest.mark.slow

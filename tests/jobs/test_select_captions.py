@@ -126,8 +126,10 @@ def test_what_became_of_them_is_printed_and_kept(captions, candidates, capsys):
         *(len(train), num_web, num_kept, num_replaced),
     )
     assert summary["replaced_share"] == pytest.approx(num_replaced / num_web, abs=1e-6)
+    (captions / "summary.json").write_text(json.dumps({"web": 3}))  # it is made anew
     capsys.readouterr()
     run("select-captions", candidates, "--judge", JUDGE, "--out", captions)  # once more
+    assert json.loads((captions / "summary.json").read_text()) == summary
     said = capsys.readouterr().out
     assert f"{num_web:,} on offer, {num_kept:,} kept, {num_replaced:,} replaced" in said
     assert "distinct-2" in said

@@ -1,6 +1,7 @@
 """Stage 1 as a user trains it: its losses, its lineage, what it refuses."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -188,6 +189,19 @@ def test_without_held_out_pictures_it_trains_without_validation(
         assert run(*command) == 0
     assert [line["split"] for line in metrics(tmp_path / "out")] == ["train"] * 4
     assert "trains without validation" in caplog.text
+
+
+def test_pictures_without_a_caption_are_counted_as_it_begins(
+    tmp_path, data, stage1_command, rank_here, caplog
+):
+    shards = Dataset.open(str(data / "pairs")).shards()
+    train = [r for s in shards for r in s.table.to_pylist() if r["split"] == "train"]
+    told = sum(any(c["status"] == "kept" for c in row["captions"]) for row in train)
+    assert 0 < told < len(train)
+    with rank_here(), caplog.at_level(logging.INFO):
+        assert run(*stage1_command(tmp_path / "out", "--steps", 2)) == 0
+    said = [one.getMessage() for one in caplog.records if one.name == "jobs.training.data"]
+    assert said == [f"trains on pictures={told} without_caption={len(train) - told}"]
 
 
 def take_down(home: Path, data: Path, split: str) -> None:

@@ -139,6 +139,7 @@ def test_the_walk_of_the_docs(here, data, bert, draw_blip2, capsys):
     assert re.search(r"left out: vision_model\.\S+ and \d+ more: the frozen vision tower", told)
     assert "not there: the temperature, which starts at 0.07" in told
     assert "not there: the caption head, which starts from chance" in told
+    assert Checkpoint.open("stage1").lineage.config["heads"] == {"itg": "untrained"}
     assert "language_model." in said["import blip2-opt-2.7b"]
     told = said["import blip2_pretrained.pth"]
     assert "position_ids: counts from 0" in told

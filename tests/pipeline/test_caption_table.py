@@ -1,5 +1,6 @@
 """Captions as a table: a row each, with its picture, its place, and every judge's scores."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +83,27 @@ def test_pairs_are_told_with_their_urls(pairs):
     assert [row["text"] for row in read(pairs, split="test")] == ["d"]
     add_tombstones(pairs.folder, [uid(2)])
     assert [row["text"] for row in read(Dataset.open(pairs.folder))] == ["a", "b", "d"]
+
+
+def test_what_was_taken_down_beside_is_left_out_too(pairs, tmp_path):
+    rows = [[scored(text, "kept")] for text in "efgh"]
+    parts = [
+        candidate_rows([uid(n) for n in part], [rows[n] for n in part], ["train"] * len(part))
+        for part in ([0], [1, 2, 3])
+    ]
+    candidates = publish(tmp_path / "candidates", "candidates", parts)
+    add_tombstones(pairs.folder, [uid(0), uid(2)])
+    assert [row["text"] for row in read(candidates, Dataset.open(pairs.folder))] == ["f", "h"]
+    add_tombstones(candidates.folder, [uid(3)])
+    both = Dataset.open(candidates.folder), Dataset.open(pairs.folder)
+    assert [row["text"] for row in read(*both)] == ["f"]
+
+
+def test_a_folder_in_the_place_of_the_file_is_told(pairs):
+    (Path(pairs.folder.path) / "out" / "captions.parquet").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"out/captions\.parquet: cannot be written: Is a dir"):
+        read(pairs)
+    assert os.listdir(Path(pairs.folder.path) / "out") == ["captions.parquet"]
 
 
 def test_scores_have_a_column_for_each_judge_and_urls_come_from_beside(pairs, tmp_path):

@@ -149,6 +149,7 @@ def test_the_budget_is_used_up_as_a_slow_reference_does(share):
     tables = [table_of(*rows[:25]), table_of(), table_of(*rows[25:], first=25)]
     config = SelectionConfig(judge="stage1:b", top_k=2, synthetic_share=share).resolved(BOTH)
     choices = [choose(table, config) for table in tables]
+    assert over_budget([], 0, share) == []
     over = over_budget([c.written for c in choices], sum(c.num_web for c in choices), share)
     both = zip(choices, over, strict=True)
     found = np.concatenate([choice.without(its) for choice, its in both]).tolist()
