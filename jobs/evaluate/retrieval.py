@@ -23,6 +23,7 @@ from jobs.results import publish_result
 from jobs.shards import WorkersConfig
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
+from model.qformer import QFormerConfig
 from pipeline.captions import open_captions
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
@@ -30,8 +31,11 @@ from pipeline.loader import Pairs
 from pipeline.shard_cache import CacheConfig
 from pipeline.views import open_evaluation_view
 
-_LITTLE = 40_000
-"""Queries times candidates that this process does by itself: workers take seconds to start."""
+_LITTLE = 5e12
+"""Operations that this process does by itself: under a minute of two cores, where workers take
+seconds to start."""
+_CAPTION_TOKENS = 14
+"""Of a caption on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ class Evaluate:
         check_features(checkpoint, features)
         check_side_by_side(captions, features, images, texts)
         held = HeldOut.open(images, texts, captions, self.split)
-        little = (held.num_pictures + held.num_captions) * max(self.rerank, 1) <= _LITTLE
+        little = _operations(held, checkpoint.qformer, self.rerank) <= _LITTLE
         alone = little and not self.leaks.training  # whose pictures may have to be hashed
         with contextlib.nullcontext() if alone else session(self.cluster):
             ranking, matching, device = self._workers(little)
@@ -189,3 +193,18 @@ def tell(measured: Measured, out: str | None, *, as_json: bool) -> None:
         publish_result(out, measured.result)
     lines = table(measured.result, measured.recalls)
     print(json.dumps(measured.result) if as_json else "\n".join(lines))
+
+
+def _operations(held: HeldOut, size: QFormerConfig, k: int) -> float:
+    """Of an evaluation, roughly: products of all vectors in both directions, and ITM's linear maps.
+
+    Args:
+        held: the split.
+        size: of the Q-Former.
+        k: candidates of each query that ITM sees.
+    """
+    num_pictures, num_captions = held.num_pictures, held.num_captions
+    products = 4.0 * num_pictures * num_captions * size.num_queries * size.embed_dim
+    pairs = num_pictures * min(k, num_captions) + num_captions * min(k, num_pictures)
+    rows = size.num_queries + _CAPTION_TOKENS
+    return products + 24.0 * pairs * rows * size.num_layers * size.width**2
