@@ -105,31 +105,8 @@ class Evaluate:
         check_features(checkpoint, features)
         check_side_by_side(captions, features, images, texts)
         held = HeldOut.open(images, texts, captions, self.split)
-        little = _operations(held, checkpoint.qformer, self.rerank) <= _LITTLE
-        alone = little and not self.leaks.training  # whose pictures may have to be hashed
-        with contextlib.nullcontext() if alone else session(self.cluster):
-            ranking, matching, device = self._workers(little)
-            rankings = rank_held_out(held, self.rerank, ranking)
-            ranks = {"q_former": rankings.ranks}
-            told = None
-            if self.rerank:
-                work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
-                candidates = rankings.candidates
-                logits = match_logits(work, candidates, matching)
-                ranks["reranked"] = rankings.reranked(candidates, logits)
-                told = {"k": self.rerank, "num_pairs": len(candidates)}
-            hashing = ranking if alone else Workers(self.pool)
-            leaks = leaks_of(self.leaks, held, checkpoint, ranks, hashing)
-        recalls = {name: recall(its) for name, its in ranks.items()}
-        if self.control.control != NO_CONTROL:
-            found = control_recall(self.control, features, captions, self.split)
-            if found is not None:
-                recalls["ridge"], num_pictures = found
-                if num_pictures != held.num_pictures:
-                    raise ConfigError(
-                        f"{features.folder}: other pictures were taken down than embedded"
-                    )
-        recalls["chance"] = chance(held.owners, held.num_pictures)
+        ranked = self._ranked(held, features, checkpoint)
+        recalls = self._recalls(ranked.ranks, held, features)
         stage1 = load_stage1(checkpoint, torch_device(self.compute.device))
         result = {
             "split": self.split,
@@ -138,13 +115,46 @@ class Evaluate:
             "checkpoint": checkpoint.digest,
             "captions": captions.digest,
             "features": features.digest,
-            "rerank": told,
+            "rerank": ranked.rerank,
             "control": self.control.control if "ridge" in recalls else NO_CONTROL,
             "recall": {name: its.to_json() for name, its in recalls.items()},
             "itm": match_accuracy(stage1, Pairs(features, captions, self.split), self.split),
-            "leaks": leaks,
+            "leaks": ranked.leaks,
         }
         return Measured(result, recalls)
+
+    def _ranked(self, held: HeldOut, features: Dataset, checkpoint: Checkpoint) -> "_Ranked":
+        """What workers find, or this process where that is little."""
+        little = _operations(held, checkpoint.qformer, self.rerank) <= _LITTLE
+        alone = little and not self.leaks.training  # whose pictures may have to be hashed
+        with contextlib.nullcontext() if alone else session(self.cluster):
+            ranking, matching, device = self._workers(little)
+            rankings = rank_held_out(held, self.rerank, ranking)
+            ranks, told = {"q_former": rankings.ranks}, None
+            if self.rerank:
+                work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
+                candidates = rankings.candidates
+                logits = match_logits(work, candidates, matching)
+                ranks["reranked"] = rankings.reranked(candidates, logits)
+                told = {"k": self.rerank, "num_pairs": len(candidates)}
+            hashing = ranking if alone else Workers(self.pool)
+            leaks = leaks_of(self.leaks, held, checkpoint, ranks, hashing)
+        return _Ranked(ranks, told, leaks)
+
+    def _recalls(
+        self, ranks: dict[str, Ranks], held: HeldOut, features: Dataset
+    ) -> dict[str, Recall]:
+        """By name, with the control and chance."""
+        recalls = {name: recall(its) for name, its in ranks.items()}
+        if self.control.control != NO_CONTROL:
+            found = control_recall(self.control, features, held.captions, self.split)
+            if found is not None:
+                recalls["ridge"], num_pictures = found
+                if num_pictures != held.num_pictures:
+                    raise ConfigError(
+                        f"{features.folder}: other pictures were taken down than embedded"
+                    )
+        return recalls | {"chance": chance(held.owners, held.num_pictures)}
 
     def _workers(self, little: bool) -> tuple[Workers, Workers, str]:
         """Who ranks, who matches and where: Ray's workers, or this process if it is little."""
@@ -166,6 +176,16 @@ class Evaluate:
                 )
             found.append(dataset)
         return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What came of ranking, as evaluation.json has it."""
+
+    ranks: dict[str, Ranks]
+    """By ITC alone, and re-ranked where asked for."""
+    rerank: dict[str, Any] | None
+    leaks: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
