@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from indexes.building import checkpoint_of
-from indexes.recall import Recall, chance, recall
+from indexes.recall import Ranks, Recall, chance, recall
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
 from jobs.device import torch_device
@@ -130,7 +130,8 @@ class Evaluate:
         with contextlib.nullcontext() if alone else session(self.cluster):
             ranking, matching, device = self._workers(little)
             rankings = rank_held_out(held, self.rerank, ranking)
-            ranks, told = {"q_former": rankings.ranks}, None
+            ranks = {"q_former": rankings.ranks}
+            told: dict[str, Any] | None = None
             if self.rerank:
                 work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
                 candidates = rankings.candidates
