@@ -163,7 +163,8 @@ class Demo:
         chosen = made | {"captions": captions}
         shell("train-stage2", **chosen, out="stage2", ray=True, **self._settings(recipe, 2))
         shell("embed", **made, out="embeddings", ray=True)
-        shell("evaluate", "embeddings", **made, out="evaluation.json", rerank=_RERANKED, ray=True)
+        measured = {"out": "evaluation.json", "rerank": _RERANKED, "training": "pairs"}
+        shell("evaluate", "embeddings", **made, **measured, ray=True)
         shell("index", "embeddings", pairs="pairs", checkpoint="stage1", out="index", split="test")
         shell("inspect", "pairs", pictures=_LOOK, num_pictures=scale.captioned, split="test")
         pictures = sorted(f"{_LOOK}/{file.name}" for file in (shell.home / _LOOK).glob("*.jpg"))

@@ -14,7 +14,7 @@ from jobs.evaluate.held_out import HeldOut
 from jobs.evaluate.workers import Workers
 from jobs.shards import Task
 from model.checkpoint import Checkpoint
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.hashes import hash_shard
 from pipeline.leaks import find_leaks, hashes_beside
@@ -34,8 +34,8 @@ class LeaksConfig:
 
     training: tuple[str, ...] = ()
     """Datasets `pairs` that the checkpoint was trained on: pictures of the split that equal one of
-    their training split, or are alike, are counted as leaks. By default --pairs, if it has a
-    million pictures at most and curate's hashes are still beside it."""
+    their training split, or are alike, are counted as leaks. By default --pairs, if the checkpoint
+    was trained on it, it has a million pictures at most, and curate's hashes are beside it."""
 
     pairs: str | None = None
     """Dataset `pairs` with the pictures that are evaluated; by default --captions, where that is
@@ -59,10 +59,10 @@ def leaks_of(
         workers: who hashes pictures; errors are those of `Workers.all` too.
 
     Raises:
-        ConfigError: the pairs of the split are needed, and not named.
+        ConfigError: the pairs of the split are needed, and not named, or are others.
     """
     own = _own_pairs(config, held)
-    if not config.training and not _tells_by_itself(own):
+    if not config.training and not _tells_by_itself(own, checkpoint):
         return None
     if own is None:
         raise ConfigError("pairs: name the dataset with the pictures that are evaluated")
@@ -72,13 +72,12 @@ def leaks_of(
     trained = [_hashes(pairs, _rows_to_train_on(pairs), workers) for pairs in training]
     found = find_leaks(evaluated, pa.concat_tables(trained), NearDuplicateConfig())
     leaked = np.flatnonzero(found.any)
+    uids = evaluated.column("uid").take(pa.array(leaked[:_UIDS_TOLD])).to_pylist()
     told = {
         "training": [pairs.digest for pairs in training],
         "num_pictures": len(leaked),
         **{kind: int(getattr(found, kind).sum()) for kind in ("same_uid", "same_pixels", "alike")},
-        "uids": [uid.hex() for uid in evaluated.column("uid").take(leaked).to_pylist()][
-            :_UIDS_TOLD
-        ],
+        "uids": [uid.hex() for uid in uids],
     }
     if 0 < len(leaked) < held.num_pictures:
         without = {name: _without(its, leaked) for name, its in ranks.items()}
@@ -89,18 +88,29 @@ def leaks_of(
 
 
 def _own_pairs(config: LeaksConfig, held: HeldOut) -> Dataset | None:
-    if config.pairs is not None:
-        return Dataset.open(config.pairs, "pairs")
-    return held.captions if held.captions.kind == "pairs" else None
+    """Those with the pictures of the split; raises ConfigError where they are others."""
+    if config.pairs is None:
+        return held.captions if held.captions.kind == "pairs" else None
+    pairs = Dataset.open(config.pairs, "pairs")
+    check_side_by_side(held.captions, pairs)
+    return pairs
 
 
-def _tells_by_itself(own: Dataset | None) -> bool:
-    """Whether the pairs of the split are few enough, and their hashes there, to look unasked."""
-    return own is not None and own.num_rows <= _UNASKED and hashes_beside(own) is not None
+def _trained_on(checkpoint: Checkpoint) -> set[str]:
+    """Digests of the pairs that a checkpoint names."""
+    return {parent.digest for parent in checkpoint.lineage.parents if parent.kind == "pairs"}
+
+
+def _tells_by_itself(own: Dataset | None, checkpoint: Checkpoint) -> bool:
+    """Whether to look unasked: the checkpoint was trained on these pairs, they are few enough, and
+    their hashes are there."""
+    if own is None or own.digest not in _trained_on(checkpoint):
+        return False
+    return own.num_rows <= _UNASKED and hashes_beside(own) is not None
 
 
 def _warn_of_others(training: Sequence[Dataset], checkpoint: Checkpoint) -> None:
-    named = {parent.digest for parent in checkpoint.lineage.parents if parent.kind == "pairs"}
+    named = _trained_on(checkpoint)
     for pairs in training:
         if named and pairs.digest not in named:
             logger.warning("training: %s is none that the checkpoint names", pairs.folder)

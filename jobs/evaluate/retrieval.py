@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from indexes.recall import Recall, chance, recall
+from indexes.recall import Ranks, Recall, chance, recall
 from indexes.sources import checkpoint_of
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
@@ -23,6 +23,7 @@ from jobs.results import publish_result
 from jobs.shards import WorkersConfig
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features, load_stage1
+from model.qformer import QFormerConfig
 from pipeline.captions import open_captions
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
@@ -30,8 +31,11 @@ from pipeline.loader import Pairs
 from pipeline.shard_cache import CacheConfig
 from pipeline.views import open_evaluation_view
 
-_LITTLE = 40_000
-"""Queries times candidates that this process does by itself: workers take seconds to start."""
+_LITTLE = 5e12
+"""Operations that this process does by itself: under a minute of two cores, where workers take
+seconds to start."""
+_CAPTION_TOKENS = 14
+"""Of a caption on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,31 +105,8 @@ class Evaluate:
         check_features(checkpoint, features)
         check_side_by_side(captions, features, images, texts)
         held = HeldOut.open(images, texts, captions, self.split)
-        little = (held.num_pictures + held.num_captions) * max(self.rerank, 1) <= _LITTLE
-        alone = little and not self.leaks.training  # whose pictures may have to be hashed
-        with contextlib.nullcontext() if alone else session(self.cluster):
-            ranking, matching, device = self._workers(little)
-            rankings = rank_held_out(held, self.rerank, ranking)
-            ranks = {"q_former": rankings.ranks}
-            told = None
-            if self.rerank:
-                work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
-                candidates = rankings.candidates
-                logits = match_logits(work, candidates, matching)
-                ranks["reranked"] = rankings.reranked(candidates, logits)
-                told = {"k": self.rerank, "num_pairs": len(candidates)}
-            hashing = ranking if alone else Workers(self.pool)
-            leaks = leaks_of(self.leaks, held, checkpoint, ranks, hashing)
-        recalls = {name: recall(its) for name, its in ranks.items()}
-        if self.control.control != NO_CONTROL:
-            found = control_recall(self.control, features, captions, self.split)
-            if found is not None:
-                recalls["ridge"], num_pictures = found
-                if num_pictures != held.num_pictures:
-                    raise ConfigError(
-                        f"{features.folder}: other pictures were taken down than embedded"
-                    )
-        recalls["chance"] = chance(held.owners, held.num_pictures)
+        ranked = self._ranked(held, features, checkpoint)
+        recalls = self._recalls(ranked.ranks, held, features)
         stage1 = load_stage1(checkpoint, torch_device(self.compute.device))
         result = {
             "split": self.split,
@@ -134,13 +115,47 @@ class Evaluate:
             "checkpoint": checkpoint.digest,
             "captions": captions.digest,
             "features": features.digest,
-            "rerank": told,
+            "rerank": ranked.rerank,
             "control": self.control.control if "ridge" in recalls else NO_CONTROL,
             "recall": {name: its.to_json() for name, its in recalls.items()},
             "itm": match_accuracy(stage1, Pairs(features, captions, self.split), self.split),
-            "leaks": leaks,
+            "leaks": ranked.leaks,
         }
         return Measured(result, recalls)
+
+    def _ranked(self, held: HeldOut, features: Dataset, checkpoint: Checkpoint) -> "_Ranked":
+        """What workers find, or this process where that is little."""
+        little = _operations(held, checkpoint.qformer, self.rerank) <= _LITTLE
+        alone = little and not self.leaks.training  # whose pictures may have to be hashed
+        with contextlib.nullcontext() if alone else session(self.cluster):
+            ranking, matching, device = self._workers(little)
+            rankings = rank_held_out(held, self.rerank, ranking)
+            ranks = {"q_former": rankings.ranks}
+            told: dict[str, Any] | None = None
+            if self.rerank:
+                work = MatchWork(held, features, checkpoint, self.compute.batch_size, device)
+                candidates = rankings.candidates
+                logits = match_logits(work, candidates, matching)
+                ranks["reranked"] = rankings.reranked(candidates, logits)
+                told = {"k": self.rerank, "num_pairs": len(candidates)}
+            hashing = ranking if alone else Workers(self.pool)
+            leaks = leaks_of(self.leaks, held, checkpoint, ranks, hashing)
+        return _Ranked(ranks, told, leaks)
+
+    def _recalls(
+        self, ranks: dict[str, Ranks], held: HeldOut, features: Dataset
+    ) -> dict[str, Recall]:
+        """By name, with the control and chance."""
+        recalls = {name: recall(its) for name, its in ranks.items()}
+        if self.control.control != NO_CONTROL:
+            found = control_recall(self.control, features, held.captions, self.split)
+            if found is not None:
+                recalls["ridge"], num_pictures = found
+                if num_pictures != held.num_pictures:
+                    raise ConfigError(
+                        f"{features.folder}: other pictures were taken down than embedded"
+                    )
+        return recalls | {"chance": chance(held.owners, held.num_pictures)}
 
     def _workers(self, little: bool) -> tuple[Workers, Workers, str]:
         """Who ranks, who matches and where: Ray's workers, or this process if it is little."""
@@ -162,6 +177,16 @@ class Evaluate:
                 )
             found.append(dataset)
         return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """What came of ranking, as evaluation.json has it."""
+
+    ranks: dict[str, Ranks]
+    """By ITC alone, and re-ranked where asked for."""
+    rerank: dict[str, Any] | None
+    leaks: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -189,3 +214,18 @@ def tell(measured: Measured, out: str | None, *, as_json: bool) -> None:
         publish_result(out, measured.result)
     lines = table(measured.result, measured.recalls)
     print(json.dumps(measured.result) if as_json else "\n".join(lines))
+
+
+def _operations(held: HeldOut, size: QFormerConfig, k: int) -> float:
+    """Of an evaluation, roughly: products of all vectors in both directions, and ITM's linear maps.
+
+    Args:
+        held: the split.
+        size: of the Q-Former.
+        k: candidates of each query that ITM sees.
+    """
+    num_pictures, num_captions = held.num_pictures, held.num_captions
+    products = 4.0 * num_pictures * num_captions * size.num_queries * size.embed_dim
+    pairs = num_pictures * min(k, num_captions) + num_captions * min(k, num_pictures)
+    rows = size.num_queries + _CAPTION_TOKENS
+    return products + 24.0 * pairs * rows * size.num_layers * size.width**2

@@ -97,6 +97,21 @@ def test_without_curates_hashes_pictures_are_hashed_again(evaluated, other_pairs
     assert found == evaluated("--training", other_pairs)["leaks"]
 
 
+def test_pairs_that_the_checkpoint_does_not_name_are_not_looked_into_unasked(
+    evaluated, monkeypatch
+):
+    monkeypatch.setattr(leaks, "_trained_on", lambda checkpoint: {"0" * 64})
+    assert evaluated()["leaks"] is None
+
+
+def test_pairs_of_other_pictures_are_refused(other_pairs, data, embeddings, unbroken, refused):
+    line = refused(
+        *("evaluate", embeddings, "--checkpoint", unbroken, "--features", data / "features"),
+        *("--captions", data / "pairs", "--pairs", other_pairs, "--training", data / "pairs"),
+    )
+    assert "do not match: shard" in line
+
+
 def test_where_nothing_tells_the_result_says_so(evaluated, data, tmp_path, capsys):
     shutil.copytree(data / "pairs", tmp_path / "pairs", ignore=shutil.ignore_patterns(".work"))
     capsys.readouterr()
