@@ -72,7 +72,7 @@ class Measured:
 def served(index: str, features: str | None, replicas: int) -> Iterator[str]:
     """The address of a server of its own, which ends with the block."""
     command = [sys.executable, "-m", "jobs.cli", "serve", index, "--port", "0"]
-    command += ["--replicas", str(replicas), "--max-heavy", "16"]
+    command += ["--replicas", str(replicas)]
     command += ["--features", features] if features else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     timer = threading.Timer(START_S, process.kill)

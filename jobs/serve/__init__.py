@@ -6,7 +6,8 @@ models and the index.
 limits, access      what clients may ask, and who
 connections         HTTP that no slow or broken client holds up
 search_request      a search as clients write it
-app, metrics        the routes; what Prometheus is told
+app, door           the routes, and what stands before all of them
+searches, metrics   searches under way; what Prometheus is told
 catalogue           pictures by uid
 watching            indexes and takedowns that change meanwhile
 batching, replicas  searches answered together

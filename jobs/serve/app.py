@@ -1,9 +1,6 @@
-"""The server's routes, and what stands before all of them: who may ask, and what is counted."""
+"""The server's routes."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from indexes.retrieval import FoundPicture
 from jobs.serve.access import COOKIE, Access
 from jobs.serve.catalogue import Catalogue
-from jobs.serve.limits import MAX_HEAD_BYTES, MAX_JSON_BYTES, LimitsConfig
+from jobs.serve.door import DOCS, Door, fault
+from jobs.serve.limits import MAX_JSON_BYTES, LimitsConfig
 from jobs.serve.metrics import CONTENT_TYPE, Metrics
-from jobs.serve.replicas import Asked, Refusal, Reply
 from jobs.serve.search_request import (
     Bodies,
     Refused,
@@ -32,10 +27,8 @@ from jobs.serve.search_request import (
     parsed,
     read_search,
 )
+from jobs.serve.searches import Answer, Searches
 from jobs.serve.watching import Watched
-
-Answer = Callable[[Asked], Awaitable[Reply | Refusal]]
-"""Whoever answers searches: Ray Serve's replicas."""
 
 _PAGE = Path(__file__).parent / "page"
 _FILES = {
@@ -44,17 +37,6 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-_POLICY = (
-    "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_DOCS_POLICY = (
-    "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
-    "script-src 'self' 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
-"""Of FastAPI's page of the API, which has a script of its own in it."""
-_DOCS = "/docs"
 _UID = Annotated[str, fastapi.Path(pattern="^[0-9a-f]{32}$", description="As searches tell it.")]
 
 
@@ -119,7 +101,7 @@ def make_app(
         metrics: where requests are counted.
     """
     app = FastAPIOffline(
-        docs_url=_DOCS,
+        docs_url=DOCS,
         redoc_url=None,
         redirect_slashes=False,
         title="Viaduct",
@@ -130,89 +112,30 @@ def make_app(
     _add_faults(app)
     _add_page(app)
     _add_pairs(app, catalogue)
-    _add_search(app, _Searches(answer, catalogue, limits, metrics))
-    _add_service(app, catalogue, access, limits, metrics)
+    bodies = Bodies(limits)
+    _add_search(app, Searches(answer, catalogue, limits, metrics), bodies, limits)
+    _add_service(app, catalogue, limits, metrics)
+    _add_sign_in(app, access, bodies)
     return Door(app, access, metrics)
-
-
-class Door:
-    """Stands before the routes: refuses whom it must, counts, and tells browsers what to forbid.
-
-    Args:
-        app: with the routes.
-        access: who may ask.
-        metrics: where requests are counted.
-    """
-
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
-        self._app, self._access, self._metrics = app, access, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begun, status = time.perf_counter(), HTTPStatus.INTERNAL_SERVER_ERROR.value
-
-        async def told(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                _protect(MutableHeaders(scope=message), scope["path"])
-            await send(message)
-
-        refusal = _malformed(scope) or self._access.refusal(scope["path"], Headers(scope=scope))
-        app = self._app if refusal is None else _fault(*refusal)
-        try:
-            await app(scope, receive, told)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
-
-
-def _malformed(scope: Scope) -> tuple[int, str] | None:
-    """What a parser takes, but nobody means."""
-    if scope["http_version"] not in ("1.0", "1.1"):
-        return 400, f"version: HTTP/{scope['http_version'][:8]} is not spoken here"
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
-        return 431, f"headers: more than {MAX_HEAD_BYTES} bytes"
-    return None
-
-
-def _protect(headers: MutableHeaders, path: str) -> None:
-    """Have browsers run nothing that is not ours, and tell others nothing."""
-    is_docs = path.startswith((_DOCS, "/static-offline-docs"))
-    headers["content-security-policy"] = _DOCS_POLICY if is_docs else _POLICY
-    headers["x-content-type-options"] = "nosniff"
-    headers["referrer-policy"] = "no-referrer"
-    headers["cross-origin-resource-policy"] = "same-origin"
-    headers.setdefault("cache-control", "no-store")
-
-
-def _fault(status: int, error: str, retry_after_s: int | None = None) -> JSONResponse:
-    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse({"error": error}, status, headers)
 
 
 def _add_faults(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
-        return _fault(error.status, str(error), error.retry_after_s)
+        return fault(error.status, str(error), error.retry_after_s)
 
     @app.exception_handler(HTTPException)
     async def not_routed(_: Request, error: HTTPException) -> Response:
-        return _fault(error.status_code, HTTPStatus(error.status_code).phrase.lower())
+        return fault(error.status_code, HTTPStatus(error.status_code).phrase.lower())
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(_: Request, error: RequestValidationError) -> Response:
-        fault = error.errors()[0]
-        return _fault(422, f"{'.'.join(map(str, fault['loc'][1:]))[:80]}: {fault['msg'][:200]}")
+        first = error.errors()[0]
+        return fault(422, f"{'.'.join(map(str, first['loc'][1:]))[:80]}: {first['msg'][:200]}")
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:  # uvicorn logs it
-        return _fault(500, "the server failed; its log says why")
+        return fault(500, "the server failed; its log says why")
 
 
 def _add_page(app: FastAPI) -> None:
@@ -253,73 +176,7 @@ def _add_pairs(app: FastAPI, catalogue: Watched[Catalogue]) -> None:
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
-class _Searches:
-    """Searches under way, within bounds.
-
-    Args:
-        answer, catalogue, limits, metrics: as `make_app` has them.
-    """
-
-    def __init__(
-        self, answer: Answer, catalogue: Watched[Catalogue], limits: LimitsConfig, metrics: Metrics
-    ) -> None:
-        self.bodies = Bodies(limits)
-        self.limits = limits
-        self._answer, self._catalogue, self._metrics = answer, catalogue, metrics
-        self._under_way = {"all": 0, "heavy": 0}
-        self._most = {"all": limits.max_searches, "heavy": limits.max_heavy}
-
-    async def search(self, search: SearchRequest, picture: bytes | None) -> Reply:
-        """Raises Refused, or whatever a replica raises that fails."""
-        like = None if search.uid is None else await asyncio.to_thread(self._like, search.uid)
-        asked = Asked(
-            text=search.text,
-            picture=picture,
-            like=like,
-            k=search.k,
-            rerank=search.rerank,
-            find=search.find,
-        )
-        async with self._place("all"), AsyncExitStack() as heavy:
-            if asked.is_heavy:
-                await heavy.enter_async_context(self._place("heavy"))
-            try:
-                async with asyncio.timeout(self.limits.search_timeout_s):
-                    reply = await self._answer(asked)
-            except TimeoutError:
-                raise Refused(503, "busy: the search took too long", 1) from None
-        if isinstance(reply, Refusal):
-            raise Refused(422, reply.error)
-        self._count(asked, reply)
-        return reply
-
-    def _like(self, uid: str) -> FoundPicture:
-        found = self._catalogue.get().find(bytes.fromhex(uid))
-        if found is None:
-            raise Refused(404, f"uid: {uid} is not indexed here")
-        return found
-
-    @asynccontextmanager
-    async def _place(self, kind: str) -> AsyncIterator[None]:
-        if self._under_way[kind] >= self._most[kind]:
-            raise Refused(503, "busy: too many searches at once", 1)
-        self._under_way[kind] += 1
-        self._metrics.searches_under_way.set(self._under_way["all"])
-        try:
-            yield
-        finally:
-            self._under_way[kind] -= 1
-            self._metrics.searches_under_way.set(self._under_way["all"])
-
-    def _count(self, asked: Asked, reply: Reply) -> None:
-        shows = asked.picture is not None or asked.like is not None
-        by = "both" if shows and asked.text is not None else "picture" if shows else "text"
-        self._metrics.searches.labels(by, asked.find).inc()
-        self._metrics.batch_queries.observe(reply.num_queries)
-        self._metrics.replica_seconds.observe(reply.seconds)
-
-
-def _add_search(app: FastAPI, searches: _Searches) -> None:
+def _add_search(app: FastAPI, searches: Searches, bodies: Bodies, limits: LimitsConfig) -> None:
     @app.post(
         "/v1/search",
         tags=["search"],
@@ -334,7 +191,7 @@ def _add_search(app: FastAPI, searches: _Searches) -> None:
         query string. A text and a picture together find what is close to one thing that the
         picture shows, and to the words at once.
         """
-        async with read_search(request, searches.bodies, searches.limits) as (asked, picture):
+        async with read_search(request, bodies, limits) as (asked, picture):
             reply = await searches.search(asked, picture)
         told = {"index": reply.index, "results": reply.results}
         return JSONResponse(told | {"seconds": round(reply.seconds, 4)})
@@ -368,7 +225,6 @@ def _search_body() -> dict[str, Any]:
 def _add_service(
     app: FastAPI,
     catalogue: Watched[Catalogue],
-    access: Access,
     limits: LimitsConfig,
     metrics: Metrics,
 ) -> None:
@@ -388,12 +244,14 @@ def _add_service(
         most = {"max_k": limits.max_k, "max_rerank": limits.max_rerank}
         return catalogue.get().facts() | most | {"max_body_bytes": limits.max_body_bytes}
 
+
+def _add_sign_in(app: FastAPI, access: Access, bodies: Bodies) -> None:
     @app.post("/v1/sign-in", tags=["service"], status_code=204)
     async def sign_in(request: Request) -> Response:
         """Have the browser hold the token, in a cookie that no script can read."""
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise Refused(415, "content-type: is not application/json")
-        async with Bodies(limits).read(request, MAX_JSON_BYTES) as body:
+        async with bodies.read(request, MAX_JSON_BYTES) as body:
             given = parsed(SignIn, body).token
         if access.token is None or not access.knows(given):
             raise Refused(401, "token: is not the server's")

@@ -25,7 +25,7 @@ class LimitsConfig:
     max_searches: int = 64
     """Searches under way at once; whoever comes on top is told to come again (503)."""
 
-    max_heavy: int = 8
+    max_heavy: int = 16
     """Of these, searches with a picture or with re-ranking."""
 
     max_connections: int = 512

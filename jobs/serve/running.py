@@ -24,13 +24,14 @@ from indexes.storage import INDEX
 from jobs.cluster import cluster_device
 from jobs.search_places import Places, PlacesConfig, absolute
 from jobs.serve.access import Access
-from jobs.serve.app import Answer, make_app
+from jobs.serve.app import make_app
 from jobs.serve.catalogue import Catalogue
 from jobs.serve.connections import BoundedConnection
 from jobs.serve.limits import LimitsConfig
 from jobs.serve.metrics import Metrics
 from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.search_request import Refused
+from jobs.serve.searches import Answer
 from jobs.serve.watching import Watched
 from pipeline import tombstones
 from pipeline.errors import ConfigError, first_line

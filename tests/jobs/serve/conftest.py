@@ -25,7 +25,7 @@ from jobs.serve.watching import Watched
 from pipeline.pictures import PictureConfig, PictureFault, store
 
 NUM_PICTURES = 7
-QUICK = {"request_timeout_s": 1.0, "reading_timeout_s": 1.0, "search_timeout_s": 2.0}
+QUICK = {"request_timeout_s": 2.0, "reading_timeout_s": 2.0, "search_timeout_s": 2.0}
 NAMES = frozenset({"127.0.0.1", "localhost"})
 
 
@@ -102,6 +102,7 @@ def serving() -> Iterator[Callable[..., SimpleNamespace]]:
             stack.callback(thread.join, 20)
             stack.callback(setattr, server, "should_exit", True)
             while not server.started:
+                assert thread.is_alive()
                 time.sleep(0.01)
             port = listener.getsockname()[1]
             return SimpleNamespace(port=port, url=f"http://127.0.0.1:{port}", server=server)

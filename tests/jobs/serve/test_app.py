@@ -32,7 +32,7 @@ def client(serving, asked):
             raise RuntimeError("of ours: /secret/path")
         return Reply("d" * 64, [{"rank": 1, "score": 0.5, "uid": "0" * 32}], 3, 0.0123)
 
-    with httpx.Client(base_url=serving(answer=answer, max_k=30).url, timeout=20) as client:
+    with httpx.Client(base_url=serving(answer=answer, max_k=30).url, timeout=60) as client:
         yield client
 
 
@@ -89,7 +89,7 @@ def test_whoever_is_too_many_is_told_to_come_again(serving):
     url = serving(answer=answer, max_searches=3, max_heavy=1, search_timeout_s=20.0).url
 
     async def crowd() -> list[int]:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
             async def search(**fields) -> httpx.Response:
                 return await client.post("/v1/search", json=fields)
