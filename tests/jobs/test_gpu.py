@@ -42,8 +42,9 @@ def test_a_gpu_takes_pictures_to_an_index(tmp_path, data, stage1_command, metric
         value.dtype == torch.float32 and value.isfinite().all() for value in tensors.values()
     )
 
+    short = ("--max-tokens", 8, *cuda)
     where = ("--features", features, "--pairs", data / "pairs", "--out", tmp_path / "candidates")
-    run("capfilt", *where, "--captioner", stage1, "--limit", 5, "--num-captions", 2, *cuda)
+    run("capfilt", *where, "--captioner", stage1, "--limit", 5, "--num-captions", 2, *short)
     rows = [
         r for s in Dataset.open(str(tmp_path / "candidates")).shards() for r in s.table.to_pylist()
     ]
