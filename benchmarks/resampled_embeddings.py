@@ -17,6 +17,8 @@ from pipeline.embeddings import read_embeddings
 _SAME = 0.99999
 """Cosine above which two are one, such as equal captions."""
 _AT_ONCE = 1024
+_ASKED = 32
+"""Pictures whose distances are measured; of captions eight times as many."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def distances(pictures: np.ndarray, captions: np.ndarray) -> dict[str, float]:
         `picture`, of a picture's vector to the closest vector of another picture; `caption`, of a
         caption to the closest vector of any picture; `gap`, the first less the second.
     """
-    asked = pictures[:: max(1, len(pictures) // 64)][:64]
-    owners = np.arange(len(pictures))[:: max(1, len(pictures) // 64)][:64]
-    vectors = np.concatenate([asked.reshape(-1, asked.shape[2]), captions[:512]])
-    own = np.concatenate([np.repeat(owners, asked.shape[1]), np.full(len(captions[:512]), -1)])
+    owners = np.arange(len(pictures))[:: max(1, len(pictures) // _ASKED)][:_ASKED]
+    asked, texts = pictures[owners], captions[: 8 * _ASKED]
+    vectors = np.concatenate([asked.reshape(-1, asked.shape[2]), texts])
+    own = np.concatenate([np.repeat(owners, asked.shape[1]), np.full(len(texts), -1)])
     best = np.full(len(vectors), -np.inf, np.float32)
     for first in range(0, len(pictures), _AT_ONCE):
         block = pictures[first : first + _AT_ONCE]

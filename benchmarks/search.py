@@ -94,13 +94,13 @@ def embedded(demo: Path, work: Path) -> Path:
     """Embeddings by a stage 1 that was trained on what the demo left; made once."""
     where = [f"--features={demo / 'features'}", f"--captions={demo / 'pairs'}"]
     options = [f"--{name}={value}" for name, value in TRAINING.items()]
-    viaduct = [sys.executable, "-m", "jobs.cli"]
+    viaduct = Path(sys.executable).with_name("viaduct")
     stage1, out = f"{work / 'stage1'}", f"{work / 'embeddings'}"
     for command in (
         ["train-stage1", *where, *options, f"--out={stage1}"],
         ["embed", *where, f"--checkpoint={stage1}", f"--out={out}"],
     ):
-        subprocess.run([*viaduct, *command], check=True, stdout=sys.stderr)
+        subprocess.run([viaduct, *command], check=True, stdout=sys.stderr)
     return Path(out)
 
 
@@ -117,7 +117,8 @@ def of_size(real: Embedded, size: int, home: Path, curve: str | None) -> dict[st
         shutil.rmtree(home / "image_embeddings")
         index = RetrievalIndex.open(folder)
         (shard,) = index.manifest.shards
-        entry, (per_picture, embed_dim) = shard.files[PICTURE_VECTORS], sources.shape
+        entry = shard.files[PICTURE_VECTORS]
+        per_picture, embed_dim = index.manifest.num_queries, index.manifest.embed_dim
         vectors = np.array(read_vectors(folder, entry, per_picture, embed_dim))
         queries = real.new_captions(RECALL_QUERIES, np.random.default_rng(size + 1))
         between = distances(vectors, queries)

@@ -115,7 +115,7 @@ def _float32_scores(
         scores[part] = found.max(axis=(1, 2))
         pairs, theirs, its = np.nonzero(found >= scores[part, None, None] - margin)
         near.append((pairs + part.start, theirs, its))
-    return scores, tuple(map(np.concatenate, zip(*near, strict=True)))
+    return scores, tuple(np.concatenate(parts) for parts in zip(*near, strict=True))
 
 
 def _kth_best(scores: np.ndarray, rows: np.ndarray, num: int, k: int) -> np.ndarray:

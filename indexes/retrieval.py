@@ -93,7 +93,9 @@ class RetrievalIndex:
             raise ConfigError(_why_no_index(folder))
         for shard in manifest.shards:
             _check_files(folder, shard, verify=verify)
-        pictures, searchers, of_captions = [], [], []
+        pictures: list[pa.Table] = []
+        searchers: list[Searcher] = []
+        of_captions: list[Searcher] = []
         first = 0
         for shard in manifest.shards:
             table = read_table(folder, shard.files[PICTURES].file)

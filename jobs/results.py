@@ -20,8 +20,8 @@ def publish_result(out: str, result: dict[str, Any]) -> None:
     folder, name = place_of(out)
     try:
         folder.publish_json(name, result)
-    except OSError as error:
-        raise ConfigError(f"out: {out}: {error.strerror or error}") from error
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"out: {error}") from error
 
 
 def place_of(file: str) -> tuple[Folder, str]:

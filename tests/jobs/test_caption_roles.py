@@ -55,7 +55,7 @@ def test_a_judge_needs_similarity(trained, caplog):
     captioner = open_captioner(trained("itg", init=True))
     for losses in ("itc", "itc,itm", "itc,itm,itg"):
         for init in (False, True):
-            [judge] = open_judges([trained(losses, init=init)], captioner)
+            [judge] = open_judges([trained(losses, init=init)], None)
             assert tells_match(judge) == (losses != "itc")
     assert not warnings(caplog)
     for losses, init in (("itg", False), ("itm", False), ("itm,itg", False), ("itg", True)):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from indexes.retrieval import FoundPicture
 from jobs.cli import main
@@ -19,6 +18,7 @@ from model.reranking import rerank_scores
 from pipeline.dataset import Dataset
 from pipeline.errors import DatasetError
 from pipeline.loader import as_tensor
+from pipeline.pictures import PictureConfig, read_picture
 from pipeline.token_reader import TokenReader
 
 
@@ -45,7 +45,7 @@ def test_a_text_and_a_picture_make_one_search(search, data, searchable, unbroken
     assert asked == [(t, str(f)) for t in ("picture of 5", "number") for f in files]
 
     embedder = CheckpointEmbedder(Checkpoint.open(str(unbroken)))
-    (own,) = embedder.pictures(embedder.tokens([Image.open(files[0]).convert("RGB")]))
+    (own,) = embedder.pictures(embedder.tokens([read_picture(str(files[0]), PictureConfig())]))
     (text,) = embedder.texts(["picture of 5"])
     both = query_vectors(text, own)
     scored = []
