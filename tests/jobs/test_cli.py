@@ -48,7 +48,8 @@ def test_the_overview_names_every_command(capsys):
 
 def test_a_command_of_two_words_is_no_argument_of_the_first(fails):
     said = fails("evaluate", "captions")
-    assert said.startswith("viaduct evaluate captions: ") and "--captions" in said
+    assert said.startswith("viaduct evaluate captions: ")
+    assert "--captions" in said
     needed = ("--checkpoint", "nowhere", "--features", "y", "--captions", "z")
     assert "viaduct evaluate: " in fails("evaluate", "./captions", *needed)
 

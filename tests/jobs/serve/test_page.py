@@ -67,11 +67,10 @@ def visit(browser):
 
 
 def found(page) -> list[str]:
-    """The uids of the pictures shown, in order, once all of the first row are drawn."""
+    """The uids of the pictures shown, in order, once the first is drawn."""
     page.wait_for_selector("body:not(.busy) #found img")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function("document.querySelector('#found img').naturalWidth > 0")
     images = page.locator("#found img")
-    assert images.first.evaluate("image => image.naturalWidth") > 0
     return [one.get_attribute("src").split("/")[3] for one in images.all()]
 
 
