@@ -69,8 +69,8 @@ def visit(browser):
 def found(page) -> list[str]:
     """The uids of the pictures shown, in order, once the first is drawn."""
     page.wait_for_selector("body:not(.busy) #found img")
-    page.wait_for_function("document.querySelector('#found img').naturalWidth > 0")
     images = page.locator("#found img")
+    images.first.evaluate("image => image.decode()")  # waits, and fails where it is no picture
     return [one.get_attribute("src").split("/")[3] for one in images.all()]
 
 
