@@ -1,6 +1,5 @@
 """`viaduct index`: indexes of contrastive embeddings, for search."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,7 @@ from indexes.storage import begin, committed_shard
 from jobs.build import Incomplete, running
 from jobs.cluster import ClusterConfig, session
 from jobs.progress import Progress
+from jobs.search_places import absolute
 from jobs.shards import PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint
 from pipeline.accounting import Account
@@ -151,12 +151,12 @@ class Index:
         """With absolute paths, for a search that is called from another folder."""
         return replace(
             self,
-            embeddings=_absolute(self.embeddings),
-            pairs=_absolute(self.pairs),
-            captions=None if self.captions is None else _absolute(self.captions),
-            out=_absolute(self.out),
-            checkpoint=None if self.checkpoint is None else _absolute(self.checkpoint),
-            features=None if self.features is None else _absolute(self.features),
+            embeddings=absolute(self.embeddings),
+            pairs=absolute(self.pairs),
+            captions=None if self.captions is None else absolute(self.captions),
+            out=absolute(self.out),
+            checkpoint=None if self.checkpoint is None else absolute(self.checkpoint),
+            features=None if self.features is None else absolute(self.features),
         )
 
 
@@ -171,7 +171,3 @@ def _worker(folder: Folder, sources: Sources, threads: int) -> Callable[[Task], 
         return ShardRecord(task.number, pictures, "", Account.all_kept(pictures.rows))
 
     return work
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
