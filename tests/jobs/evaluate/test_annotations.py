@@ -32,6 +32,7 @@ def karpathy(data: Path, out: Path, missing: str | None = None) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_karpathys_test_split_is_measured_in_one_command(tmp_path, data, unbroken, capsys):
     file = karpathy(data, tmp_path / "dataset.json")
     command = ("evaluate", "annotations", file, "--picture-folder", data / "source")
