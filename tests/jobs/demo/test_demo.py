@@ -32,7 +32,7 @@ def test_a_small_demo_runs_every_command_and_finds_every_planted_fault(tmp_path,
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
