@@ -290,7 +290,8 @@ def test_memory_does_not_grow_with_the_number_of_tables(tmp_path, suffix):
     for number in range(1, 10):
         (tmp_path / f"t{number}{suffix}").hardlink_to(path)
     small = peak_mb(str(path), 100_000)
-    assert peak_mb(f"{tmp_path}/*", 1_000_000) < small + 40
+    # Arrow's threads hold some more at times; what grew with the tables would do so each time.
+    assert min(peak_mb(f"{tmp_path}/*", 1_000_000) for _ in range(3)) < small + 40
 
 
 @pytest.mark.parametrize("nested", [{"en": "a"}, [{"en": "a"}], [["a"]]])
