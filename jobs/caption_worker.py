@@ -144,8 +144,8 @@ class CaptionWorker:
     def _scorer(self, judge: Judge, loaded: dict[str, Stage1]) -> Scorer:
         if isinstance(judge, Clip):
             return partial(self._by_clip, ClipJudge(judge, self._work.device))
-        stage1 = Stage1Judge(self._load(judge, loaded))
-        return partial(self._by_stage1, stage1, tells_match(judge))
+        stage1 = Stage1Judge(self._load(judge, loaded), tells_match=tells_match(judge))
+        return partial(self._by_stage1, stage1)
 
     def _written(self, inputs: "_Inputs", rows: list[int]) -> list[list[str]]:
         """What the captioner says of some rows."""
@@ -185,13 +185,12 @@ class CaptionWorker:
     def _by_stage1(
         self,
         judge: Stage1Judge,
-        tells_match: bool,
         inputs: "_Inputs",
         rows: Sequence[int],
         texts: Sequence[Sequence[str]],
     ) -> Scores:
         fits = judge.scores(self._tokens(inputs, rows), texts)
-        return [[(fit.itc, fit.itm if tells_match else None) for fit in its] for its in fits]
+        return [[(fit.itc, fit.itm) for fit in its] for its in fits]
 
     def _by_clip(
         self,

@@ -1,13 +1,14 @@
 """How well texts fit their pictures, as stage 1 sees it: what CapFilt chooses captions by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.matching import PAIRS_AT_ONCE, pair_cosines, pair_logits, pair_up
+from model.matching import PAIRS_AT_ONCE, Pairs, pair_cosines, pair_logits, scores_of_each
+from model.qformer import ImageKeys
 from model.stage1 import Stage1
 
 
@@ -16,8 +17,8 @@ class Fit(NamedTuple):
 
     itc: float
     """Cosine of the text and its closest query output."""
-    itm: float
-    """Probability that they belong together."""
+    itm: float | None = None
+    """Probability that they belong together; None of a judge that does not tell it."""
 
 
 class Stage1Judge:
@@ -26,11 +27,15 @@ class Stage1Judge:
     Args:
         stage1: in eval mode.
         pairs_at_once: pictures with a text that are looked at together, which bounds the memory.
+        tells_match: whether to compute ITM, most of the work, too.
     """
 
-    def __init__(self, stage1: Stage1, pairs_at_once: int = PAIRS_AT_ONCE) -> None:
+    def __init__(
+        self, stage1: Stage1, pairs_at_once: int = PAIRS_AT_ONCE, *, tells_match: bool = True
+    ) -> None:
         self._stage1 = stage1
         self._pairs_at_once = pairs_at_once
+        self._tells_match = tells_match
 
     @torch.inference_mode()
     def scores(
@@ -45,25 +50,18 @@ class Stage1Judge:
         Raises:
             ValueError: there are not as many lists of texts as pictures.
         """
-        if len(texts) != len(tokens):
-            raise ValueError(f"texts of {len(texts)} pictures for {len(tokens)} pictures")
-        if not any(texts):
-            return [[] for _ in texts]
         stage1 = self._stage1
-        pairs = pair_up(stage1, texts)
-        image_keys = stage1.image_keys(tokens.to(stage1.temperature.device))
-        image = stage1.embed_seen(image_keys)
-        found = torch.cat(
-            [
-                torch.stack(
-                    [
-                        pair_cosines(stage1, image, part),
-                        pair_logits(stage1, image_keys, part).softmax(dim=1)[:, 1],
-                    ],
-                    dim=1,
-                )
-                for part in pairs.parts(self._pairs_at_once)
-            ]
-        )
-        fits = iter(found[pairs.place].tolist())
-        return [[Fit(*next(fits)) for _ in its] for its in texts]
+
+        def both(image_keys: ImageKeys) -> Callable[[Pairs], Tensor]:
+            image = stage1.embed_seen(image_keys)
+
+            def fits(part: Pairs) -> Tensor:
+                told = [pair_cosines(stage1, image, part)]
+                if self._tells_match:
+                    told.append(pair_logits(stage1, image_keys, part).softmax(dim=1)[:, 1])
+                return torch.stack(told, dim=1)
+
+            return fits
+
+        found = scores_of_each(stage1, tokens, texts, both, self._pairs_at_once)
+        return [[Fit(*told) for told in its.tolist()] for its in found]

@@ -4,7 +4,7 @@ A picture is looked at once for all its texts: its keys and values for cross-att
 of a picture that are the same to the tokenizer are one pair, so that equal texts get equal scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,6 +67,42 @@ def pair_up(stage1: Stage1, texts: Sequence[Sequence[str]]) -> Pairs:
     pairs, place = torch.stack([owner, which], dim=1).unique(dim=0, return_inverse=True)
     picture, text = pairs.T
     return Pairs(ids, ids != stage1.tokenizer.pad, picture, text, place)
+
+
+PairScores = Callable[[ImageKeys], Callable[[Pairs], Tensor]]
+"""Keys and values of pictures, to the scores [N, ...] of some pairs of them, on the CPU."""
+
+
+def scores_of_each(
+    stage1: Stage1,
+    tokens: Float[Tensor, "B P C"],
+    texts: Sequence[Sequence[str]],
+    pair_scores: PairScores,
+    pairs_at_once: int,
+) -> list[Tensor]:
+    """Scores of each picture's texts, part by part.
+
+    Args:
+        stage1: in eval mode.
+        tokens: image tokens as cached; their keys and values are in memory at once.
+        texts: of each picture, any number; those that are too long are cut.
+        pair_scores: what is wanted of pairs.
+        pairs_at_once: pictures with a text that are looked at together, which bounds the memory.
+
+    Returns:
+        Of each picture [T, ...], in the order of its texts.
+
+    Raises:
+        ValueError: there are not as many lists of texts as pictures.
+    """
+    if len(texts) != len(tokens):
+        raise ValueError(f"texts of {len(texts)} pictures for {len(tokens)} pictures")
+    if not any(texts):
+        return [torch.zeros(0) for _ in texts]
+    pairs = pair_up(stage1, texts)
+    scores = pair_scores(stage1.image_keys(tokens.to(stage1.temperature.device)))
+    found = torch.cat([scores(part) for part in pairs.parts(pairs_at_once)])
+    return list(found[pairs.place].split([len(its) for its in texts]))
 
 
 def pair_cosines(

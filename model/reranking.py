@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.matching import PAIRS_AT_ONCE, Pairs, pair_cosines, pair_logits, pair_up
+from model.matching import PAIRS_AT_ONCE, Pairs, pair_cosines, pair_logits, scores_of_each
 from model.qformer import ImageKeys
 from model.stage1 import Stage1
 
@@ -40,16 +40,14 @@ def rerank_scores(
     Raises:
         ValueError: there are not as many lists of texts as pictures.
     """
-    device = stage1.temperature.device
 
-    def scores(pairs: Pairs, image_keys: ImageKeys) -> list[Tensor]:
+    def summed(image_keys: ImageKeys) -> Callable[[Pairs], Tensor]:
         image = stage1.embed_seen(image_keys)
-        return [
+        return lambda part: (
             pair_logits(stage1, image_keys, part)[:, 1] + pair_cosines(stage1, image, part)
-            for part in pairs.parts(pairs_at_once)
-        ]
+        )
 
-    return _of_each(stage1, tokens.to(device), texts, scores)
+    return _in_numpy(scores_of_each(stage1, tokens, texts, summed, pairs_at_once))
 
 
 @torch.inference_mode()
@@ -61,27 +59,12 @@ def match_scores(
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> list[np.ndarray]:
     """The match logit alone, for whoever has the cosines already; arguments as `rerank_scores`."""
-    device = stage1.temperature.device
 
-    def scores(pairs: Pairs, image_keys: ImageKeys) -> list[Tensor]:
-        parts = pairs.parts(pairs_at_once)
-        return [pair_logits(stage1, image_keys, part)[:, 1] for part in parts]
+    def logits(image_keys: ImageKeys) -> Callable[[Pairs], Tensor]:
+        return lambda part: pair_logits(stage1, image_keys, part)[:, 1]
 
-    return _of_each(stage1, tokens.to(device), texts, scores)
+    return _in_numpy(scores_of_each(stage1, tokens, texts, logits, pairs_at_once))
 
 
-def _of_each(
-    stage1: Stage1,
-    tokens: Float[Tensor, "B P C"],
-    texts: Sequence[Sequence[str]],
-    scores: Callable[[Pairs, ImageKeys], list[Tensor]],
-) -> list[np.ndarray]:
-    """What `scores` gives for the pairs of pictures and texts, part by part, sorted back."""
-    if len(texts) != len(tokens):
-        raise ValueError(f"texts of {len(texts)} pictures for {len(tokens)} pictures")
-    if not any(texts):
-        return [np.zeros(0) for _ in texts]
-    pairs = pair_up(stage1, texts)
-    found = torch.cat(scores(pairs, stage1.image_keys(tokens))).double()[pairs.place].numpy()
-    ends = np.cumsum([len(its) for its in texts])
-    return np.split(found, ends[:-1])
+def _in_numpy(scores: Sequence[Tensor]) -> list[np.ndarray]:
+    return [its.double().numpy() for its in scores]

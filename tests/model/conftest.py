@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jaxtyping
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -33,9 +34,10 @@ from transformers import (
 
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.exchange.weight_names import TRANSFORMERS
+from model.packing import Texts
 from model.pretrained.encoders import EncoderSpec
 from model.pretrained.language import LanguageModel
-from model.qformer import QFormerConfig
+from model.qformer import QFormerConfig, Seen
 from model.stage1 import Stage1
 from model.stage2 import Stage2
 from model.start import StartConfig, start_stage1, start_tokenizer
@@ -117,6 +119,28 @@ def scattered_stage1(tiny, tokenizer):
         return stage1
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exact_stage1(scattered_stage1) -> Stage1:
+    """In float64, so that sums in another order are the same; not to be changed."""
+    return scattered_stage1(max_text_tokens=10).eval().double()
+
+
+@pytest.fixture(scope="session")
+def pair_alone():
+    """Cosine and ITM's two logits of one picture and one text, in passes of their own."""
+
+    @torch.no_grad()
+    def pair_alone(stage1: Stage1, tokens: Tensor, text: str) -> tuple[float, Tensor]:
+        ids, present = stage1.tokenizer.encode([text], stage1.config.max_text_tokens)
+        keys = stage1.image_keys(tokens[None])
+        queries, _ = stage1.qformer.see(keys)
+        words = stage1.text_proj(stage1.qformer.read(Texts.packed(ids, present))[0])
+        cosines = [F.cosine_similarity(stage1.vision_proj(q), words, dim=0) for q in queries[0]]
+        return float(max(cosines)), stage1.match_logits([Seen(keys)], Texts.packed(ids, present))[0]
+
+    return pair_alone
 
 
 @pytest.fixture(scope="session")

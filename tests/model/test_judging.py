@@ -2,21 +2,16 @@
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from model.judging import Fit, Stage1Judge
 from model.layers import Attention
-from model.packing import Texts
-from model.qformer import Seen
-from model.stage1 import Stage1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def stage1(scattered_stage1) -> Stage1:
-    """In float64, so that sums in another order are the same."""
-    return scattered_stage1(max_text_tokens=10).eval().double()
+@pytest.fixture
+def stage1(exact_stage1):
+    return exact_stage1
 
 
 @pytest.fixture
@@ -38,28 +33,26 @@ def tokens() -> torch.Tensor:
     return torch.randn(6, 7, 10, generator=torch.Generator().manual_seed(1)).half()
 
 
-@torch.no_grad()
-def alone(stage1: Stage1, tokens: torch.Tensor, text: str) -> Fit:
-    """One picture and one text, in passes of their own."""
-    ids, present = stage1.tokenizer.encode([text], stage1.config.max_text_tokens)
-    keys = stage1.image_keys(tokens[None])
-    queries, _ = stage1.qformer.see(keys)
-    words = stage1.text_proj(stage1.qformer.read(Texts.packed(ids, present))[0])
-    cosines = [F.cosine_similarity(stage1.vision_proj(q), words, dim=0) for q in queries[0]]
-    logits = stage1.match_logits([Seen(keys)], Texts.packed(ids, present))
-    return Fit(float(max(cosines)), float(logits[0].softmax(0)[1]))
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 7, 256])
-def test_scores_are_those_of_each_pair_alone(stage1, tokens, texts, at_once):
+def test_scores_are_those_of_each_pair_alone(stage1, pair_alone, tokens, texts, at_once):
     found = Stage1Judge(stage1, at_once).scores(tokens, texts)
     assert [len(its) for its in found] == [len(its) for its in texts]
     for token, its, fits in zip(tokens, texts, found, strict=True):
         for text, fit in zip(its, fits, strict=True):
-            assert fit == pytest.approx(alone(stage1, token, text), abs=1e-9)
+            cosine, logits = pair_alone(stage1, token, text)
+            expected = Fit(cosine, float(logits.softmax(0)[1]))
+            assert fit == pytest.approx(expected, abs=1e-9)
     every = [fit for fits in found for fit in fits]
     assert max(fit.itm for fit in every) - min(fit.itm for fit in every) > 0.1
     assert max(fit.itc for fit in every) - min(fit.itc for fit in every) > 0.2
+
+
+def test_a_judge_that_tells_no_match_computes_none(stage1, tokens, texts, monkeypatch):
+    both = Stage1Judge(stage1).scores(tokens, texts)
+    monkeypatch.setattr(stage1, "match_logits", None)  # would fail
+    found = Stage1Judge(stage1, tells_match=False).scores(tokens, texts)
+    assert found == [[Fit(fit.itc) for fit in its] for its in both]
+    assert found[0][0].itm is None
 
 
 def test_what_is_the_same_to_the_tokenizer_is_judged_once(stage1, tokens, texts, monkeypatch):

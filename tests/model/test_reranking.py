@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from model.layers import Attention
-from model.packing import Texts
-from model.qformer import Seen
 from model.reranking import match_scores, rerank_scores
-from model.stage1 import Stage1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def stage1(scattered_stage1) -> Stage1:
-    """In float64, so that sums in another order are the same."""
-    return scattered_stage1(max_text_tokens=10).eval().double()
+@pytest.fixture
+def stage1(exact_stage1):
+    return exact_stage1
 
 
 @pytest.fixture
@@ -32,24 +27,13 @@ def tokens() -> torch.Tensor:
     return torch.randn(5, 7, 10, generator=torch.Generator().manual_seed(1)).half()
 
 
-@torch.no_grad()
-def alone(stage1: Stage1, tokens: torch.Tensor, text: str) -> tuple[float, float]:
-    """Cosine and match logit of one picture and one text, in passes of their own."""
-    ids, present = stage1.tokenizer.encode([text], stage1.config.max_text_tokens)
-    keys = stage1.image_keys(tokens[None])
-    queries, _ = stage1.qformer.see(keys)
-    words = stage1.text_proj(stage1.qformer.read(Texts.packed(ids, present))[0])
-    cosines = [F.cosine_similarity(stage1.vision_proj(q), words, dim=0) for q in queries[0]]
-    logits = stage1.match_logits([Seen(keys)], Texts.packed(ids, present))
-    return float(max(cosines)), float(logits[0, 1])
-
-
 @pytest.mark.parametrize("at_once", [1, 2, 7, 256])
-def test_scores_are_those_of_each_pair_alone(stage1, tokens, texts, at_once):
+def test_scores_are_those_of_each_pair_alone(stage1, pair_alone, tokens, texts, at_once):
     scores = rerank_scores(stage1, tokens, texts, pairs_at_once=at_once)
     logits = match_scores(stage1, tokens, texts, pairs_at_once=at_once)
     for token, its, score, logit in zip(tokens, texts, scores, logits, strict=True):
-        expected = [alone(stage1, token, text) for text in its]
+        alone = [pair_alone(stage1, token, text) for text in its]
+        expected = [(cosine, float(both[1])) for cosine, both in alone]
         assert score.dtype == logit.dtype == np.float64
         assert score.tolist() == pytest.approx([c + m for c, m in expected], abs=1e-9)
         assert logit.tolist() == pytest.approx([m for _, m in expected], abs=1e-9)
