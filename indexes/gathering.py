@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from indexes.exact import check_lengths
 from indexes.sources import Sources
-from pipeline.captions import kept_texts
 from pipeline.dataset import Shard
-from pipeline.embeddings import Embeddings, first_rows, shard_embeddings, texts_digest
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.embeddings import Embeddings, embedded_texts, first_rows, shard_embeddings
+from pipeline.errors import DatasetError
 from pipeline.schemas import UID
 from pipeline.shard import FileEntry, ShardWriter
 from pipeline.storage import Folder, TemporaryFile
@@ -160,16 +159,11 @@ def _pictures(
     """The rows of pictures.arrow for one shard (PICTURES_SCHEMA)."""
     rows = pa.array(found.rows)
     table = pairs.table.select(["uid", "url"]).take(rows)
-    captions = captioned.table.column("captions").take(rows)
-    kept = [[text for _, text in row] for row in kept_texts(captions)]
-    if texts is not None:
-        embedded = texts.table.column("texts_digest").take(rows).to_pylist()
-        for uid, its, digest in zip(table.column("uid").to_pylist(), kept, embedded, strict=True):
-            if texts_digest(its) != digest:
-                raise ConfigError(
-                    f"picture {uid.hex()}: other captions were embedded than it has; "
-                    "--captions names a dataset `captions` that they are of"
-                )
+    kept = embedded_texts(
+        captioned.table.select(["uid", "captions"]).take(rows),
+        None if texts is None else texts.table.select(["texts_digest"]).take(rows),
+        "; --captions names a dataset `captions` that they are of",
+    )
     return pa.table(
         {
             "uid": table.column("uid"),

@@ -31,6 +31,30 @@ def texts_digest(texts: Iterable[str]) -> bytes:
     return sha.digest()
 
 
+def embedded_texts(captions: pa.Table, texts: pa.Table | None, hint: str) -> list[list[str]]:
+    """The kept captions of some rows.
+
+    Args:
+        captions: uid and captions.
+        texts: the same rows of `text_embeddings`, which must be of these; None checks nothing.
+        hint: ends the error.
+
+    Raises:
+        ConfigError: other captions were embedded; the picture is named.
+    """
+    kept = [[text for _, text in its] for its in kept_texts(captions.column("captions"))]
+    if texts is not None:
+        embedded = texts.column("texts_digest").to_pylist()
+        for uid, its, digest in zip(
+            captions.column("uid").to_pylist(), kept, embedded, strict=True
+        ):
+            if texts_digest(its) != digest:
+                raise ConfigError(
+                    f"picture {uid.hex()}: other captions were embedded than it has{hint}"
+                )
+    return kept
+
+
 def image_rows(uids: Sequence[bytes], vectors: np.ndarray, present: Sequence[bool]) -> pa.Table:
     """Rows of `image_embeddings`.
 

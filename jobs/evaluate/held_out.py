@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from indexes.ranking import Block
-from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset
 from pipeline.embeddings import (
     caption_counts,
     caption_vectors,
     embedded_rows,
+    embedded_texts,
     picture_vectors,
-    texts_digest,
 )
 from pipeline.errors import ConfigError
 
@@ -133,15 +132,8 @@ class HeldOut:
     def _texts(self, number: int) -> list[list[str]]:
         rows = pa.array(self.rows[number])
         table = self.captions.shard(number, columns=["uid", "captions"]).table.take(rows)
-        kept = [[text for _, text in its] for its in kept_texts(table.column("captions"))]
-        embedded = self.texts.shard(number).table.column("texts_digest").take(rows).to_pylist()
-        for uid, its, digest in zip(table.column("uid").to_pylist(), kept, embedded, strict=True):
-            if texts_digest(its) != digest:
-                raise ConfigError(
-                    f"picture {uid.hex()}: other captions were embedded than it has in "
-                    f"{self.captions.folder}"
-                )
-        return kept
+        embedded = self.texts.shard(number).table.select(["texts_digest"]).take(rows)
+        return embedded_texts(table, embedded, f" in {self.captions.folder}")
 
 
 def _firsts(sizes: Mapping[int, int]) -> dict[int, int]:

@@ -232,7 +232,9 @@ def test_texts_are_those_that_were_embedded(embeddings, data, monkeypatch):
         if shard.table.column("split")[row].as_py() == "test"
         for _, text in its
     ]
-    monkeypatch.setattr(held_out, "kept_texts", lambda column: [[(0, "another")]] * len(column))
+    monkeypatch.setattr(
+        "pipeline.embeddings.kept_texts", lambda column: [[(0, "another")]] * len(column)
+    )
     with pytest.raises(ConfigError, match=r"picture \w{32}: other captions were embedded than"):
         mine.caption_texts()
 
