@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,15 @@ def leaks_of(
         return None
     if own is None:
         raise ConfigError("pairs: name the dataset with the pictures that are evaluated")
-    training = [Dataset.open(location, "pairs") for location in config.training] or [own]
-    _warn_of_others(training, checkpoint)
+    training = [_Pictures(Dataset.open(its, "pairs")) for its in config.training] or [own]
+    _warn_of_others([its.pairs for its in training], checkpoint)
     evaluated = _hashes(own, held.rows, workers)
-    trained = [_hashes(pairs, _rows_to_train_on(pairs), workers) for pairs in training]
+    trained = [_hashes(its, _rows_to_train_on(its.pairs), workers) for its in training]
     found = find_leaks(evaluated, pa.concat_tables(trained), NearDuplicateConfig())
     leaked = np.flatnonzero(found.any)
     uids = evaluated.column("uid").take(pa.array(leaked[:_UIDS_TOLD])).to_pylist()
     told = {
-        "training": [pairs.digest for pairs in training],
+        "training": [its.pairs.digest for its in training],
         "num_pictures": len(leaked),
         **{kind: int(getattr(found, kind).sum()) for kind in ("same_uid", "same_pixels", "alike")},
         "uids": [uid.hex() for uid in uids],
@@ -87,13 +87,25 @@ def leaks_of(
     return told
 
 
-def _own_pairs(config: LeaksConfig, held: HeldOut) -> Dataset | None:
+@dataclass(frozen=True)
+class _Pictures:
+    """A dataset `pairs` whose pictures are compared."""
+
+    pairs: Dataset
+
+    @cached_property
+    def hashes(self) -> pa.Table | None:
+        """Those that curate left beside it; read once."""
+        return hashes_beside(self.pairs)
+
+
+def _own_pairs(config: LeaksConfig, held: HeldOut) -> _Pictures | None:
     """Those with the pictures of the split; raises ConfigError where they are others."""
     if config.pairs is None:
-        return held.captions if held.captions.kind == "pairs" else None
+        return _Pictures(held.captions) if held.captions.kind == "pairs" else None
     pairs = Dataset.open(config.pairs, "pairs")
     check_side_by_side(held.captions, pairs)
-    return pairs
+    return _Pictures(pairs)
 
 
 def _trained_on(checkpoint: Checkpoint) -> set[str]:
@@ -101,12 +113,12 @@ def _trained_on(checkpoint: Checkpoint) -> set[str]:
     return {parent.digest for parent in checkpoint.lineage.parents if parent.kind == "pairs"}
 
 
-def _tells_by_itself(own: Dataset | None, checkpoint: Checkpoint) -> bool:
+def _tells_by_itself(own: _Pictures | None, checkpoint: Checkpoint) -> bool:
     """Whether to look unasked: the checkpoint was trained on these pairs, they are few enough, and
     their hashes are there."""
-    if own is None or own.digest not in _trained_on(checkpoint):
+    if own is None or own.pairs.digest not in _trained_on(checkpoint):
         return False
-    return own.num_rows <= _UNASKED and hashes_beside(own) is not None
+    return own.pairs.num_rows <= _UNASKED and own.hashes is not None
 
 
 def _warn_of_others(training: Sequence[Dataset], checkpoint: Checkpoint) -> None:
@@ -127,9 +139,9 @@ def _rows_to_train_on(pairs: Dataset) -> dict[int, np.ndarray]:
     }
 
 
-def _hashes(pairs: Dataset, rows: Mapping[int, np.ndarray], workers: Workers) -> pa.Table:
+def _hashes(pictures: _Pictures, rows: Mapping[int, np.ndarray], workers: Workers) -> pa.Table:
     """`schemas.HASHES` of some rows: curate's where they are there, else made by workers."""
-    beside = hashes_beside(pairs)
+    pairs, beside = pictures.pairs, pictures.hashes
     if beside is not None:
         sizes = [pairs.records[number].entry.rows for number in pairs.records]
         firsts = dict(zip(pairs.records, np.cumsum([0, *sizes]).tolist(), strict=False))
