@@ -1,7 +1,10 @@
 """Where an index says the things are that it was made of: checkpoint, pairs, features."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -47,39 +50,25 @@ class Places:
     index: RetrievalIndex
     config: PlacesConfig
 
-    @property
-    def _remembered(self) -> dict[str, Any]:
-        return _remembered(self.index.folder)
-
     def open_checkpoint(self) -> Checkpoint:
         """Raises ConfigError where it is not there, or did not make the index."""
-        place = self.config.checkpoint or self._remembered.get("checkpoint")
+        place = self._place("checkpoint")
         if place is None:
             raise ConfigError(
                 f"{self.index.folder}: remembers no checkpoint; name it with --checkpoint"
             )
-        try:
+        with self._hint("checkpoint", "it was"):
             checkpoint = Checkpoint.open(place)
-        except ConfigError as error:
-            if self.config.checkpoint is not None:
-                raise
-            raise ConfigError(
-                f"{error}; it was there for the index, or name --checkpoint"
-            ) from None
         self.index.check_checkpoint(checkpoint.digest, place)
         return checkpoint
 
     def open_pairs(self) -> Dataset:
         """Raises ConfigError where `pairs` is not there, or not what was indexed."""
-        place = self.config.pairs or self._remembered.get("pairs")
+        place = self._place("pairs")
         if place is None:
             raise ConfigError(f"{self.index.folder}: remembers no pairs; name them with --pairs")
-        try:
+        with self._hint("pairs", "they were"):
             pairs = Dataset.open(place, "pairs")
-        except ConfigError as error:
-            if self.config.pairs is not None:
-                raise
-            raise ConfigError(f"{error}; they were there for the index, or name --pairs") from None
         indexed = {p.kind: p.digest for p in self.index.manifest.lineage.parents}["pairs"]
         if pairs.digest != indexed:
             raise ConfigError(
@@ -94,18 +83,31 @@ class Places:
         Raises:
             ConfigError: they are not there, or of another encoder than the checkpoint's.
         """
-        place = self.config.features or self._remembered.get("features")
+        place = self._place("features")
         if place is None:
             return None
-        try:
+        with self._hint("features", "they were"):
             features = open_evaluation_view(place)
-        except ConfigError as error:
-            if self.config.features is not None:
-                raise
-            message = f"{error}; they were there for the index, or name --features"
-            raise ConfigError(message) from None
         check_features(checkpoint, features)
         return features
+
+    @cached_property
+    def _remembered(self) -> dict[str, Any]:
+        return _remembered(self.index.folder)
+
+    def _place(self, name: str) -> str | None:
+        """Where a thing is, as this command or else `viaduct index` was told."""
+        return getattr(self.config, name) or self._remembered.get(name)
+
+    @contextmanager
+    def _hint(self, name: str, was: str) -> Iterator[None]:
+        """What is not where `viaduct index` was told may be named to this command."""
+        try:
+            yield
+        except ConfigError as error:
+            if getattr(self.config, name) is not None:
+                raise
+            raise ConfigError(f"{error}; {was} there for the index, or name --{name}") from None
 
 
 def absolute(location: str) -> str:
