@@ -9,21 +9,19 @@ import faiss
 import tyro
 
 from indexes.building import build, build_shard, publish_made
-from indexes.gathering import PICTURES
 from indexes.kinds import IndexConfig
 from indexes.retrieval import RetrievalIndex
 from indexes.sources import Sources, checkpoint_of
-from indexes.storage import begin, committed_shard
+from indexes.storage import IndexShard, begin, committed_shard
 from jobs.build import Incomplete, running
 from jobs.cluster import ClusterConfig, session
 from jobs.progress import Progress
 from jobs.search_places import absolute
 from jobs.shards import PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint
-from pipeline.accounting import Account
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.shard import MANIFEST, ShardRecord
+from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
@@ -160,14 +158,12 @@ class Index:
         )
 
 
-def _worker(folder: Folder, sources: Sources, threads: int) -> Callable[[Task], ShardRecord]:
+def _worker(folder: Folder, sources: Sources, threads: int) -> Callable[[Task], IndexShard]:
     """Builds index shards in a process of its own."""
     faiss.omp_set_num_threads(threads)
     shards = list(sources.index_shards())
 
-    def work(task: Task) -> ShardRecord:
-        made = build_shard(folder, sources, task.number, shards[task.number], lambda rows: None)
-        pictures = made.files[PICTURES]
-        return ShardRecord(task.number, pictures, "", Account.all_kept(pictures.rows))
+    def work(task: Task) -> IndexShard:
+        return build_shard(folder, sources, task.number, shards[task.number], lambda rows: None)
 
     return work
