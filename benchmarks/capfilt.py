@@ -175,14 +175,17 @@ class Web:
         viaduct("capfilt", **data, judge=judge, out=out, **CAPFILT, **options)
         return out
 
-    def filtered(self, judge: Path, seed: int) -> tuple[Path, float]:
-        """The web's captions that a judge lets pass, and its threshold: what all but a few of
-        held-out clean pairs reach."""
-        home = judge.parent
-        clean = self.judged(judge, "clean", home / f"{judge.name}-clean", split="validation")
-        threshold = round(float(np.quantile(web_scores(clean)["itc"], 1 - PASSED)), 3)
-        everything = self.judged(judge, "web", home / f"{judge.name}-web")
-        return select(everything, home / f"{judge.name}-filtered", threshold), threshold
+    def threshold(self, judge: Path) -> float:
+        """The similarity that all but a few of held-out clean pairs reach."""
+        clean = self.judged(
+            judge, "clean", judge.with_name(f"{judge.name}-clean"), split="validation"
+        )
+        return round(float(np.quantile(web_scores(clean)["itc"], 1 - PASSED)), 3)
+
+    def filtered(self, judge: Path, threshold: float) -> Path:
+        """The web's captions that reach it."""
+        everything = self.judged(judge, "web", judge.with_name(f"{judge.name}-web"))
+        return select(everything, judge.with_name(f"{judge.name}-filtered"), threshold)
 
 
 def select(candidates: Path, out: Path, threshold: float) -> Path:
@@ -215,13 +218,13 @@ def captions_of(arm: str, web: Web, home: Path, seed: int) -> tuple[Path, dict[s
         return web.home / "web/truth", {}
     judge_role, captioner_role = ("filter-of-one", "one") if arm == "c" else ("judge", "captioner")
     judge = web.tuned(home / "a", judge_role, None, seed)
-    filtered, threshold = web.filtered(judge, seed)
+    threshold = web.threshold(judge)
+    filtered = web.filtered(judge, threshold)
     if arm == "b":
         return filtered, filter_quality(web, filtered, threshold)
     captioner = web.tuned(home / "a", captioner_role, filtered, seed)
     if arm == "c":
-        judge = captioner
-        _, threshold = web.filtered(judge, seed)
+        judge, threshold = captioner, web.threshold(captioner)
     candidates = web.judged(
         judge, "web", home / f"candidates-{arm}", captioner=captioner, seed=seed
     )
