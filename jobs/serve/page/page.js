@@ -40,6 +40,7 @@ function request(extra) {
 }
 
 async function search() {
+  if (!facts) return; // begin() searches once they are here
   const text = $("text").value.trim();
   if (!text && !shown) return welcome();
   running?.abort();
@@ -222,12 +223,11 @@ function remember() {
   if (address !== location.pathname + location.search) history.pushState(null, "", address);
 }
 
-function restore() {
+function recall() {
   const query = new URLSearchParams(location.search);
   const uid = query.get("like");
   $("text").value = query.get("text") ?? "";
   show(/^[0-9a-f]{32}$/.test(uid ?? "") ? { uid } : null);
-  search();
 }
 
 // Signing in
@@ -269,7 +269,10 @@ $("file").addEventListener("change", () => {
   $("file").value = "";
   if (file) searchFile(file);
 });
-addEventListener("popstate", restore);
+addEventListener("popstate", () => {
+  recall();
+  search();
+});
 
 let depth = 0; // dragenter and dragleave come for every element that is crossed
 addEventListener("dragenter", (event) => {
@@ -330,6 +333,7 @@ function walk(event) {
 // Begin
 
 async function begin() {
+  recall(); // now, or it would wipe out what is written while the server is asked
   try {
     facts = await ask("/v1/index");
   } catch (error) {
@@ -339,7 +343,8 @@ async function begin() {
   for (const count of counts.length ? counts : [facts.max_k]) $("k").append(new Option(count, count, false, count === 24));
   $("reranks").hidden = !facts.max_rerank;
   $("about").textContent = `${number(facts.num_pictures)} pictures, index ${facts.index.slice(0, 12)}.`;
-  restore();
+  if (location.search || shown) search();
+  else welcome(); // what is half written waits for its Enter
 }
 
 begin();

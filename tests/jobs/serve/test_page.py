@@ -121,6 +121,31 @@ def test_words_click_and_drop_search(visit, url):
     assert len(found(page)) == 24
 
 
+def test_what_is_written_before_the_server_answers_stays(visit, url):
+    page = visit(url)
+    said(page, "Some of the pictures")
+    held = []
+    page.route("**/v1/index", lambda route: held.append(route))  # a builtin takes no attribute
+
+    def reload_and_write(*, enter: bool) -> None:
+        held.clear()
+        page.goto(url)
+        page.fill("#text", "picture number 3")
+        if enter:
+            page.press("#text", "Enter")
+        while not held:
+            page.wait_for_timeout(10)
+        assert page.locator("#status").text_content() == ""
+        held[0].continue_()
+
+    reload_and_write(enter=False)
+    said(page, "Some of the pictures")
+    assert page.input_value("#text") == "picture number 3"
+    reload_and_write(enter=True)
+    said(page, " pictures, in ")
+    assert len(found(page)) == 24
+
+
 def drop(page, image: bytes) -> None:
     """As if the file were dragged from a folder onto the page."""
     file = page.evaluate_handle(
