@@ -184,7 +184,9 @@ def test_what_was_taken_down_from_raw_does_not_reach_pairs(tmp_path, make_folder
     assert uid not in pairs.shard(0).table.column("uid").to_pylist()
 
 
-@pytest.mark.parametrize(("encoder", "shape"), [(VIT, [197, 384]), (CNN, [49, 1280])])
+@pytest.mark.parametrize(
+    ("encoder", "shape"), [pytest.param(VIT, [197, 384], marks=pytest.mark.slow), (CNN, [49, 1280])]
+)
 def test_features_lie_beside_pairs_and_do_not_depend_on_the_shards(tmp_path, pairs, encoder, shape):
     run("features", tmp_path / "pairs", "--out", tmp_path / "features", *encoder)
     features = Dataset.open(str(tmp_path / "features"), "features")
@@ -202,6 +204,7 @@ def test_features_lie_beside_pairs_and_do_not_depend_on_the_shards(tmp_path, pai
     assert Dataset.open(str(tmp_path / "again")).digest == features.digest
 
 
+@pytest.mark.slow
 def test_bf16_features_are_the_fp16_ones_rounded_otherwise(tmp_path, pairs):
     arrays = {}
     for dtype in ("fp16", "bf16"):
@@ -311,6 +314,7 @@ def test_a_changed_source_is_refused(tmp_path, make_folder, capsys):
     assert "was begun otherwise (parents.0.digest" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_and_the_rest_is_kept(tmp_path, pairs, capsys):
     file = tmp_path / "pairs" / "00001.arrow"
     content = bytearray(file.read_bytes())

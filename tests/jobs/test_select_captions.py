@@ -203,6 +203,7 @@ def test_a_training_draws_from_what_was_chosen_and_says_so(
     assert drawn == [[its[0] for its in expected], [its[-1] for its in expected]]
 
 
+@pytest.mark.slow
 def test_embed_evaluate_index_and_search_take_what_was_chosen(
     captions, data, tmp_path, unbroken, capsys, refused
 ):

@@ -54,6 +54,7 @@ def test_karpathys_test_split_is_measured_in_one_command(tmp_path, data, unbroke
     assert (tmp_path / "out" / "evaluation.json").read_text() == text
 
 
+@pytest.mark.slow
 def test_the_control_of_a_set_without_training_pictures_is_fitted_on_others(
     tmp_path, data, unbroken, bert_folder
 ):
@@ -93,6 +94,7 @@ def test_cocos_json_is_taken_whole_and_leaks_are_looked_for(tmp_path, data, unbr
     assert found["leaks"]["same_uid"] == len(uids & set(found["leaks"]["uids"])) > 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_that_is_not_whole_is_refused_unless_allowed(
     tmp_path, data, unbroken, refused
 ):

@@ -56,7 +56,8 @@ def test_ranks_that_keep_failing_are_given_up(tmp_path, stage1_command, rank_her
     assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_ranks_give_the_losses_of_one(tmp_path, stage1_command, rank_here, metrics, accumulate):
     options = ("--dropout", 0.0, "--itm-joins-at", 0.2, "--steps", 8, "--accumulate", accumulate)
     with rank_here():
