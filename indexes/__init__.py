@@ -10,12 +10,15 @@
     merging     fewer vectors for a picture
     tuning      how widely to look for a recall, and the recall that is reached
     sharded     several index shards searched as one
+    known       pictures that an index has, which an addition leaves out
     sources     the datasets an index is made of, and how
     gathering   what an index shard holds of them, as files
     filling     a proposer trained and filled in steps that survive a kill
     faiss_files a proposer as a file
     storage     an index as a folder; index.json, published last
     building    an index, shard by shard
+    parts       an index with its additions
+    adding      an addition: what is new in it, and how it comes to be seen
     retrieval   an index opened for search
     ranking     where right items rank among all, block by block, and which items rank first
     recall      recall at k and median rank between pictures and captions; chance

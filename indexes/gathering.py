@@ -13,7 +13,7 @@ import pyarrow as pa
 from indexes.exact import check_lengths
 from indexes.sources import Sources
 from pipeline.dataset import Shard
-from pipeline.embeddings import Embeddings, embedded_texts, first_rows, shard_embeddings
+from pipeline.embeddings import Embeddings, embedded_texts, shard_embeddings
 from pipeline.errors import DatasetError
 from pipeline.schemas import UID
 from pipeline.shard import FileEntry, ShardWriter
@@ -29,12 +29,11 @@ PICTURES_SCHEMA = pa.schema(
         ("uid", UID),
         ("url", pa.string()),
         ("captions", pa.list_(pa.string())),
-        ("row", pa.int64()),
         ("shard", pa.int32()),
         ("shard_row", pa.int32()),
     ]
 )
-"""`row` counts over the whole dataset, `shard_row` within the shard; `captions` are those kept."""
+"""`captions` are those kept; `shard` is of the dataset, `shard_row` counts within it."""
 
 _GATHERED = "gathered.json"
 _ROWS_PER_BATCH = 1024
@@ -67,7 +66,7 @@ def gather(
     if there is not None:
         advance(sum(sources.images.records[number].entry.rows for number in numbers))
         return there
-    first = first_rows(sources.images)
+    known = sources.known_rows(numbers)
     with contextlib.ExitStack() as stack:
         table, pictures, captions = (stack.enter_context(home.temporary()) for _ in range(3))
         writer = ShardWriter(table, PICTURES_SCHEMA, _ROWS_PER_BATCH)
@@ -75,9 +74,9 @@ def gather(
             pairs = sources.pairs.shard(number)
             texts = sources.texts.shard(number) if sources.texts else None
             captioned = sources.captions.shard(number) if sources.captions else pairs
-            keep = _wanted(pairs, sources.split) & captioned.live.to_numpy()
+            keep = _wanted(pairs, sources.split) & captioned.live.to_numpy() & ~known[number]
             found = shard_embeddings(sources.images.shard(number), texts, keep)
-            writer.write(_pictures(pairs, captioned, texts, found, first[number]))
+            writer.write(_pictures(pairs, captioned, texts, found))
             with _named(sources, number):
                 _append(pictures, found.pictures)
                 _append(captions, found.texts)
@@ -91,6 +90,22 @@ def gather(
             files[CAPTION_VECTORS] = _published(captions, CAPTION_VECTORS, embed_dim)
     work.publish_json(_GATHERED, {name: entry.to_json() for name, entry in files.items()})
     return files
+
+
+def count_wanted(sources: Sources) -> tuple[int, int]:
+    """Pictures of the split that are not taken down, and those of them that are known.
+
+    Raises:
+        DatasetError: a shard is damaged.
+    """
+    numbers = tuple(sources.pairs.records)
+    known = sources.known_rows(numbers)
+    num_wanted = num_known = 0
+    for number in numbers:
+        wanted = _wanted(sources.pairs.shard(number, columns=["uid", "split"]), sources.split)
+        num_wanted += int(wanted.sum())
+        num_known += int((wanted & known[number]).sum())
+    return num_wanted, num_known
 
 
 def read_vectors(folder: Folder, entry: FileEntry, per_item: int, embed_dim: int) -> np.ndarray:
@@ -153,9 +168,7 @@ def _wanted(pairs: Shard, split: str) -> np.ndarray:
     return live if split == "all" else live & (pairs.table.column("split").to_numpy() == split)
 
 
-def _pictures(
-    pairs: Shard, captioned: Shard, texts: Shard | None, found: Embeddings, first: int
-) -> pa.Table:
+def _pictures(pairs: Shard, captioned: Shard, texts: Shard | None, found: Embeddings) -> pa.Table:
     """The rows of pictures.arrow for one shard (PICTURES_SCHEMA)."""
     rows = pa.array(found.rows)
     table = pairs.table.select(["uid", "url"]).take(rows)
@@ -169,7 +182,6 @@ def _pictures(
             "uid": table.column("uid"),
             "url": table.column("url"),
             "captions": kept,
-            "row": first + found.rows,
             "shard": np.full(len(found.rows), pairs.record.number),
             "shard_row": found.rows,
         },

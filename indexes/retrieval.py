@@ -19,6 +19,7 @@ from indexes.gathering import (
 )
 from indexes.hits import Hits, Searcher
 from indexes.maxsim import MaxSimIndex
+from indexes.parts import Part, read_parts
 from indexes.sharded import as_one
 from indexes.storage import (
     CAPTION_INDEX,
@@ -27,9 +28,8 @@ from indexes.storage import (
     IndexManifest,
     IndexShard,
     Searched,
-    read_manifest,
 )
-from pipeline.dataset import DRAFT, check_bytes, read_table
+from pipeline.dataset import check_bytes, read_table
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.shard import FileEntry
 from pipeline.storage import Folder
@@ -49,6 +49,8 @@ class FoundPicture:
     shard: int
     row: int
     """Within the shard."""
+    part: int = 0
+    """Of the index, whose `pairs` these are: 0 is what it was made of at first."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ class FoundCaption:
 
 @dataclass(frozen=True)
 class RetrievalIndex:
-    """A published index. Its tombstones are applied to every search."""
+    """A published index with its additions. Its tombstones are applied to every search."""
 
     folder: Folder
-    manifest: IndexManifest
+    parts: tuple[Part, ...]
+    """At least one."""
     pictures: pa.Table
-    """PICTURES_SCHEMA"""
+    """PICTURES_SCHEMA, of all parts one after the other."""
     picture_vectors: Searcher
-    """Its items are rows."""
+    """Its items are places in `pictures`."""
     caption_vectors: Searcher | None
     """Its items are the captions of `pictures`, counted through."""
     tombstones: frozenset[bytes]
@@ -88,29 +91,30 @@ class RetrievalIndex:
             DatasetError: a file is missing or damaged; it is named.
         """
         folder = location if isinstance(location, Folder) else Folder.at(location)
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise ConfigError(_why_no_index(folder))
-        for shard in manifest.shards:
-            _check_files(folder, shard, verify=verify)
+        parts = read_parts(folder)
+        shards = [(part, shard) for part in parts for shard in part.manifest.shards]
+        for part, shard in shards:
+            _check_files(part.folder, shard, verify=verify)
         pictures: list[pa.Table] = []
         searchers: list[Searcher] = []
         of_captions: list[Searcher] = []
-        first = 0
-        for shard in manifest.shards:
-            table = read_table(folder, shard.files[PICTURES].file)
-            _check_table(folder, shard, table)
-            opened = _Opened(folder, shard, manifest.embed_dim)
-            rows = table.column("row").to_numpy()
+        first = first_caption = 0
+        for part, shard in shards:
+            table = read_table(part.folder, shard.files[PICTURES].file)
+            _check_table(part.folder, shard, table)
+            opened = _Opened(part.folder, shard, part.manifest.embed_dim)
             pictures.append(table)
-            searchers.append(opened.pictures(rows, manifest.num_queries))
+            places = first + np.arange(len(table))
+            searchers.append(opened.pictures(places, part.manifest.num_queries))
+            first += len(table)
+            count = pc.sum(pc.list_value_length(table.column("captions"))).as_py() or 0
             if shard.captions is not None:
-                count = pc.sum(pc.list_value_length(table.column("captions"))).as_py() or 0
-                of_captions.append(opened.captions(first + np.arange(count), shard.captions))
-                first += count
+                numbers = first_caption + np.arange(count)
+                of_captions.append(opened.captions(numbers, shard.captions))
+            first_caption += count
         return RetrievalIndex(
             folder,
-            manifest,
+            parts,
             pa.concat_tables(pictures),
             as_one(searchers),
             as_one(of_captions) if of_captions else None,
@@ -118,17 +122,30 @@ class RetrievalIndex:
         )
 
     @property
+    def manifest(self) -> IndexManifest:
+        """What index.json says."""
+        return self.parts[0].manifest
+
+    @property
     def digest(self) -> str:
+        """Covers the additions."""
         return self.manifest.digest
+
+    @property
+    def has_additions(self) -> bool:
+        return len(self.parts) > 1
 
     @property
     def summary(self) -> str:
         """One line for people."""
         captions = len(self.caption_vectors) if self.caption_vectors is not None else 0
+        searched = [shard.pictures for part in self.parts for shard in part.manifest.shards]
+        added = len(self.parts) - 1
         return (
             f"index of {self.pictures.num_rows:,} pictures with {self.manifest.num_queries} "
-            f"vectors each ({_told([shard.pictures for shard in self.manifest.shards])}) and "
-            f"{captions:,} captions, digest {self.digest[:16]}"
+            f"vectors each ({_told(searched)}) and {captions:,} captions, "
+            + (f"{added:,} addition{'s' * (added > 1)}, " if added else "")
+            + f"digest {self.digest[:16]}"
         )
 
     def check_checkpoint(self, digest: str, location: str) -> None:
@@ -177,30 +194,35 @@ class RetrievalIndex:
             found.append(list(map(FoundCaption, hits.scores.tolist(), texts, uids)))
         return found
 
-    def _pictures(self, found: list[Hits]) -> list[list[FoundPicture]]:
-        results = []
-        for hits in found:
-            places = pa.array(np.searchsorted(self._rows, hits.items))
-            rows = self.pictures.take(places).to_pylist()
-            results.append(
-                [
-                    FoundPicture(
-                        score,
-                        row["uid"],
-                        row["url"],
-                        row["captions"],
-                        row["shard"],
-                        row["shard_row"],
-                    )
-                    for score, row in zip(hits.scores.tolist(), rows, strict=True)
-                ]
+    def pictures_at(self, places: np.ndarray, scores: np.ndarray) -> list[FoundPicture]:
+        """Pictures as they are to be shown.
+
+        Args:
+            places: int64[n], in `pictures`.
+            scores: float64[n], theirs.
+        """
+        parts = np.searchsorted(self._ends, places, "right").tolist()
+        rows = self.pictures.take(pa.array(places, pa.int64())).to_pylist()
+        return [
+            FoundPicture(
+                score, row["uid"], row["url"], row["captions"], row["shard"], row["shard_row"], part
             )
-        return results
+            for score, row, part in zip(scores.tolist(), rows, parts, strict=True)
+        ]
+
+    def first_of(self, part: int) -> FoundPicture:
+        """The first picture of a part."""
+        start = int(self._ends[part]) - self.parts[part].num_pictures
+        (first,) = self.pictures_at(np.array([start]), np.ones(1))
+        return first
+
+    def _pictures(self, found: list[Hits]) -> list[list[FoundPicture]]:
+        return [self.pictures_at(hits.items, hits.scores) for hits in found]
 
     @cached_property
-    def _rows(self) -> np.ndarray:
-        """int64[N]: the row of each picture, which is its item in FAISS."""
-        return self.pictures.column("row").to_numpy()
+    def _ends(self) -> np.ndarray:
+        """int64[parts]: for each part the place behind its last picture."""
+        return np.cumsum([part.num_pictures for part in self.parts])
 
     @cached_property
     def _texts(self) -> pa.Array:
@@ -213,18 +235,14 @@ class RetrievalIndex:
         return pc.list_parent_indices(self.pictures.column("captions").combine_chunks()).to_numpy()
 
     @cached_property
-    def _down_positions(self) -> np.ndarray:
+    def _down(self) -> np.ndarray:
         """Places in `pictures` of those taken down."""
         return np.flatnonzero(~live_mask(self.pictures.column("uid"), self.tombstones).to_numpy())
 
     @cached_property
     def _down_captions(self) -> np.ndarray:
         """Those of pictures taken down."""
-        return np.flatnonzero(np.isin(self._owners, self._down_positions))
-
-    @cached_property
-    def _down(self) -> np.ndarray:
-        return self._rows[self._down_positions]
+        return np.flatnonzero(np.isin(self._owners, self._down))
 
 
 @dataclass(frozen=True)
@@ -273,20 +291,6 @@ class _Opened:
         return DatasetError(f"{self.folder}/{file}: does not fit the others: {error}")
 
 
-def indexed_uids(folder: Folder) -> frozenset[bytes]:
-    """The uids of all pictures in an index, those taken down too.
-
-    Raises:
-        ConfigError: there is no index.
-        DatasetError: it is damaged.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise ConfigError(_why_no_index(folder))
-    tables = (read_table(folder, shard.files[PICTURES].file) for shard in manifest.shards)
-    return frozenset(uid for table in tables for uid in table.column("uid").to_pylist())
-
-
 def _check_files(folder: Folder, shard: IndexShard, *, verify: bool) -> None:
     for entry in shard.files.values():
         size = folder.size(entry.file)
@@ -308,11 +312,3 @@ def _told(searched: Sequence[Searched]) -> str:
     kinds = ", ".join(sorted({one.kind for one in searched}))
     recalls = [one.recall for one in searched if one.recall is not None]
     return f"{kinds}, recall {min(recalls):.3f}" if recalls else kinds
-
-
-def _why_no_index(folder: Folder) -> str:
-    if not folder.exists():
-        return f"{folder}: no such folder"
-    if folder.size(DRAFT) is not None:
-        return f"{folder}: not finished; run its job again"
-    return f"{folder}: no index (it has no {INDEX})"

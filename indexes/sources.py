@@ -1,13 +1,16 @@
 """The datasets an index is made of, and how they are indexed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from indexes.kinds import IndexConfig
+from indexes.known import Known
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
-from pipeline.lineage import Lineage
+from pipeline.lineage import Lineage, Parent
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Sources:
     captions: Dataset | None = None
     """Of kind `captions`, if its captions were embedded instead of those of `pairs`."""
     config: IndexConfig = field(default_factory=IndexConfig)
+    known: Known | None = None
+    """Of the index that these are added to, if any; what it has is left out."""
 
     def __post_init__(self) -> None:
         check_side_by_side(*self._all)
@@ -46,9 +51,16 @@ class Sources:
     @property
     def lineage(self) -> Lineage:
         """What the index is made from; its digest covers it."""
-        parents = tuple(dataset.as_parent for dataset in self._all)
-        frozen = {"checkpoint": checkpoint_of(self.images)}
-        return Lineage("index", {"split": self.split, **asdict(self.config)}, parents, frozen)
+        parents = [dataset.as_parent for dataset in self._all]
+        if self.known is not None:
+            parents.append(Parent("index", self.known.digest))
+        config = {"split": self.split, **asdict(self.config)}
+        return Lineage("index", config, tuple(parents), {"checkpoint": self.checkpoint})
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """Digest and stage of the checkpoint that made the embeddings."""
+        return checkpoint_of(self.images)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,6 +68,16 @@ class Sources:
         number = next(iter(self.images.records))
         num_queries, embed_dim = self.images.shard(number).table.schema.field("vectors").type.shape
         return num_queries, embed_dim
+
+    def known_rows(self, numbers: Sequence[int]) -> Mapping[int, np.ndarray]:
+        """For each of these shards bool[rows]: pictures that the index has that is added to.
+
+        Raises:
+            DatasetError: a shard, or a table of the index, is missing or damaged.
+        """
+        if self.known is None:
+            return {n: np.zeros(self.pairs.records[n].entry.rows, bool) for n in numbers}
+        return self.known.rows(self.pairs, numbers)
 
     def index_shards(self) -> Iterator[tuple[int, ...]]:
         """Numbers of the datasets' shards that are indexed together, in order."""

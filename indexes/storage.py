@@ -1,7 +1,7 @@
 """An index as a folder: its shards' files, and `index.json`, which is published last.
 
-index.json             format, digest, lineage, sizes, and each index shard: its files with their
-                       digests, and how it is searched
+index.json             format, digest, lineage, sizes, each index shard (its files with their
+                       digests, and how it is searched), and the additions with their digests
 00000/                 the first index shard; a part of the pictures, in order
   pictures.arrow       uid, url, captions, and where the rows are
   picture_vectors.f32  Q vectors a picture, for exact scores
@@ -9,11 +9,14 @@ index.json             format, digest, lineage, sizes, and each index shard: its
   caption_vectors.f32  one vector a caption, in the order of the captions in pictures.arrow; absent
   caption_index.faiss  where no captions were embedded
 00000.json             what index.json says of the first index shard, as soon as it is made
-tombstones.json        pictures taken down since; absent where there are none
+added-00001/           the first addition, if any: an index of its own, of other pictures
+tombstones.json        pictures taken down since, here or in an addition; absent where there are
+                       none
 config.yaml, run.json  of the run that made it
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +31,9 @@ from pipeline.shard import FileEntry, record_name
 from pipeline.storage import Folder
 
 INDEX = "index.json"
-FORMAT = "viaduct-index/2"
+FORMAT = "viaduct-index/3"
+ADDED = "added-{:05d}"
+"""Folder of an addition, by its number from 1."""
 PICTURE_INDEX, CAPTION_INDEX = "picture_index.faiss", "caption_index.faiss"
 
 
@@ -106,6 +111,18 @@ class IndexShard:
 
 
 @dataclass(frozen=True)
+class Added:
+    """An addition, as index.json names it."""
+
+    folder: str
+    """Within the index."""
+    digest: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"folder": self.folder, "digest": self.digest}
+
+
+@dataclass(frozen=True)
 class IndexManifest:
     """The content of index.json."""
 
@@ -116,6 +133,8 @@ class IndexManifest:
     embed_dim: int
     """E, values a vector."""
     shards: tuple[IndexShard, ...]
+    added: tuple[Added, ...] = ()
+    """What was added since, in order."""
 
     @property
     def digest(self) -> str:
@@ -131,6 +150,16 @@ class IndexManifest:
         """Digest of the checkpoint that made the vectors."""
         return str(self.lineage.frozen["checkpoint"]["digest"])
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether captions can be searched for."""
+        return any(shard.captions is not None for shard in self.shards)
+
+    @property
+    def is_addition(self) -> bool:
+        """Whether it is of use within another index alone."""
+        return any(parent.kind == "index" for parent in self.lineage.parents)
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "digest": self.digest, **self._content()}
 
@@ -140,6 +169,7 @@ class IndexManifest:
             "embed_dim": self.embed_dim,
             "lineage": self.lineage.to_json(),
             "shards": [shard.to_json() for shard in self.shards],
+            "added": [added.to_json() for added in self.added],
         }
 
     @staticmethod
@@ -160,15 +190,27 @@ class IndexManifest:
                 num_queries=int(value["num_queries"]),
                 embed_dim=int(value["embed_dim"]),
                 shards=tuple(IndexShard.from_json(shard) for shard in value["shards"]),
+                added=tuple(Added(one["folder"], one["digest"]) for one in value["added"]),
             )
             needed = {PICTURES, PICTURE_VECTORS}
             is_whole = all(needed <= shard.files.keys() for shard in manifest.shards)
             is_whole = is_whole and bool(manifest.shards and manifest.checkpoint)
+            is_whole = is_whole and all(is_added(added.folder) for added in manifest.added)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DatasetError(f"{name}: field missing or wrong: {error}") from error
         if not is_whole or manifest.digest != value.get("digest"):
             raise DatasetError(f"{name}: its digest is not that of its content")
         return manifest
+
+
+def is_added(name: str) -> bool:
+    """Whether a folder within an index has the name of an addition."""
+    return re.fullmatch(r"added-\d{5,}", name) is not None
+
+
+def unnamed_additions(folder: Folder, named: Collection[str]) -> list[Folder]:
+    """Additions in an index other than those that its index.json names: begun, and not ended."""
+    return [folder / name for name in folder.entries() if is_added(name) and name not in named]
 
 
 def read_manifest(folder: Folder) -> IndexManifest | None:
@@ -214,7 +256,7 @@ def committed_shard(folder: Folder, number: int) -> IndexShard | None:
 
 
 def publish(folder: Folder, manifest: IndexManifest) -> None:
-    """Write index.json, after which the index is whole and never changes."""
+    """Write index.json, after which the index is whole; only additions come to it."""
     folder.publish_json(INDEX, manifest.to_json())
     folder.remove_file(DRAFT)
     folder.sweep()

@@ -1,5 +1,6 @@
 """`viaduct index`: indexes of contrastive embeddings, for search."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,8 +9,10 @@ from typing import Annotated, Literal
 import faiss
 import tyro
 
+from indexes.adding import next_addition, publish_addition
 from indexes.building import build, build_shard, publish_made
 from indexes.kinds import IndexConfig
+from indexes.parts import read_parts
 from indexes.retrieval import RetrievalIndex
 from indexes.sources import Sources, checkpoint_of
 from indexes.storage import IndexShard, begin, committed_shard
@@ -25,6 +28,8 @@ from pipeline.shard import MANIFEST
 from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
@@ -32,6 +37,7 @@ class Index:
 
     Approximate indexes only propose: what is found is scored exactly, by vectors that the index
     keeps on disk. Killed, the same command goes on. More than --shard-pictures are built by Ray.
+    An index that is there takes further pictures by --add-to, in place of --out.
     """
 
     embeddings: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EMBEDDINGS")]
@@ -45,8 +51,13 @@ class Index:
     """Dataset of kind `captions` beside them, if its captions were embedded; they are shown then.
     """
 
-    out: str
+    out: str | None = None
     """Folder or URI of the index to make."""
+
+    add_to: str | None = None
+    """Folder or URI of a finished index that gets these pictures too, in place of --out. They are
+    of another `pairs`, embedded by the same checkpoint; those it has already are left out, and
+    nothing of it is made anew. Searches and running servers see all of them as soon as it ends."""
 
     checkpoint: str | None = None
     """Training folder or checkpoint of stage 1 that made the embeddings; it is checked, and
@@ -68,27 +79,54 @@ class Index:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        if (self.out is None) == (self.add_to is None):
+            raise ConfigError("out, add_to: give one of them")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: {self.threads} is not positive")
 
     def run(self) -> RetrievalIndex:
-        """Make the index, unless it is there."""
+        """Make the index, or add to it, unless that is done."""
         images, texts = self._embeddings()
         pairs = Dataset.open(self.pairs, "pairs")
         chosen = None if self.captions is None else Dataset.open(self.captions, "captions")
         sources = Sources(pairs, images, texts, self.split, chosen, self.config)
         self._check_checkpoint(images)
         self._check_features(images)
-        folder = Folder.at(self.out)
-        draft = begin(folder, sources.lineage)
-        if draft is not None:
-            progress = Progress("index", images.num_rows, 0, "pictures")
-            with running(self._from_anywhere(), draft) as log, log.phase("index"):
-                try:
-                    self._build(folder, sources, progress)
-                finally:
-                    progress.close()
+        if self.out is not None:
+            folder = Folder.at(self.out)
+            self._make(folder, sources)
+        else:
+            folder = Folder.at(self.add_to or "")
+            self._add(folder, sources)
         return RetrievalIndex.open(folder)
+
+    def _make(self, folder: Folder, sources: Sources) -> None:
+        """Make an index in a folder, unless it is there."""
+        draft = begin(folder, sources.lineage)
+        if draft is None:
+            return
+        progress = Progress("index", sources.images.num_rows, 0, "pictures")
+        with running(self._from_anywhere(), draft) as log, log.phase("index"):
+            try:
+                self._build(folder, sources, progress)
+            finally:
+                progress.close()
+
+    def _add(self, folder: Folder, sources: Sources) -> None:
+        """Add to the index in a folder, unless that is done."""
+        read_parts(folder)  # a lock would make the folder
+        with folder.locked(".lock", refuse="another job is writing here"):
+            addition = next_addition(folder, sources)
+            if addition is None:
+                logger.info("already there: %s has what is to be added", folder)
+                return
+            if addition.num_known:
+                logger.info(
+                    "left out: %d of %d pictures, which %s has already",
+                    *(addition.num_known, addition.num_wanted, folder),
+                )
+            self._make(addition.folder, addition.sources)
+            publish_addition(folder, addition.folder)
 
     def _build(self, folder: Folder, sources: Sources, progress: Progress) -> None:
         """Here where there is one index shard, else by Ray; raises Incomplete, or as `build`."""
@@ -152,7 +190,8 @@ class Index:
             embeddings=absolute(self.embeddings),
             pairs=absolute(self.pairs),
             captions=None if self.captions is None else absolute(self.captions),
-            out=absolute(self.out),
+            out=None if self.out is None else absolute(self.out),
+            add_to=None if self.add_to is None else absolute(self.add_to),
             checkpoint=None if self.checkpoint is None else absolute(self.checkpoint),
             features=None if self.features is None else absolute(self.features),
         )

@@ -82,10 +82,10 @@ class Search:
         """Print what was found, and save it."""
         index = RetrievalIndex.open(self.index)
         places = Places(index, self.places)
-        pairs = places.open_pairs() if self.save is not None else None
+        pairs = places.open_pairs() if self.save is not None else ()
         searcher = self._searcher(index, places)
         results = {"index": index.digest, "searches": list(self._searches(searcher))}
-        if self.save is not None and pairs is not None:
+        if self.save is not None:
             save(results, pairs, Folder.at(self.save))
         text = json.dumps(results, indent=1, ensure_ascii=False) if self.json else show(results)
         sys.stdout.write(text + "\n")
@@ -96,7 +96,7 @@ class Search:
         if not self.rerank or self.find == "captions":
             return Searcher(index, embedder, None)
         features = places.open_features(checkpoint)
-        pairs = places.open_pairs() if features is None else None
+        pairs = places.open_pairs() if None in features else ()
         return Searcher(index, embedder, token_source(features, pairs, embedder))
 
     def _searches(self, searcher: Searcher) -> Iterator[dict[str, Any]]:
@@ -116,7 +116,7 @@ class Search:
         ]
         kind = "results" if self.find == "pictures" else "captions"
         for one, answer in zip(asked, searcher.answers(queries), strict=True):
-            yield one | {kind: as_json(answer)}
+            yield one | {kind: as_json(answer, with_part=searcher.index.has_additions)}
 
     def _asked(self) -> Iterator[dict[str, str]]:
         """The text, the picture file or both of each search."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -132,6 +133,25 @@ class EncodedTokens:
         return self._embedder.tokens(opened)
 
 
+class TokensOfParts:
+    """Tokens of an index with additions.
+
+    Args:
+        parts: where those of each part come from, in order.
+    """
+
+    def __init__(self, parts: Sequence[TokenSource]) -> None:
+        self._parts = tuple(parts)
+
+    def __call__(self, pictures: Sequence[FoundPicture]) -> Float[Tensor, "B P C"]:
+        by_part = sorted(range(len(pictures)), key=lambda place: pictures[place].part)
+        found = []
+        for part, places in groupby(by_part, lambda place: pictures[place].part):
+            # One part's may be cached in half precision, and another's made on a GPU.
+            found.append(self._parts[part]([pictures[place] for place in places]).cpu())
+        return torch.cat(found)[np.argsort(by_part)]
+
+
 def _check_row(dataset: Dataset, shard: Shard, picture: FoundPicture, column: str) -> None:
     """Raises DatasetError unless the row is this picture's, with something in the column."""
     table = shard.table.slice(picture.row, 1)
@@ -143,9 +163,17 @@ def _check_row(dataset: Dataset, shard: Shard, picture: FoundPicture, column: st
 
 
 def token_source(
-    features: Dataset | None, pairs: Dataset | None, embedder: Embedder
-) -> TokenSource | None:
-    """Cached tokens where there are features, else those of the stored pictures, else None."""
-    if features is not None:
-        return CachedTokens(features)
-    return None if pairs is None else EncodedTokens(pairs, embedder)
+    features: Sequence[Dataset | None], pairs: Sequence[Dataset], embedder: Embedder
+) -> TokenSource:
+    """Cached tokens where there are features, else those of the stored pictures.
+
+    Args:
+        features: of each part of an index, or None.
+        pairs: of each part; none where all have features.
+        embedder: encodes pictures.
+    """
+    parts: list[TokenSource] = [
+        EncodedTokens(pairs[part], embedder) if its is None else CachedTokens(its)
+        for part, its in enumerate(features)
+    ]
+    return parts[0] if len(parts) == 1 else TokensOfParts(parts)

@@ -11,10 +11,11 @@ _LONGEST_CAPTION = 60
 """Characters of a caption that are printed."""
 
 
-def save(results: dict[str, Any], pairs: Dataset, folder: Folder) -> None:
+def save(results: dict[str, Any], pairs: Sequence[Dataset], folder: Folder) -> None:
     """Write the pictures found as `SEARCH-RANK.jpg`, and results.json, which names them.
 
-    A picture that was taken down from `pairs` has no file.
+    A picture that was taken down from its `pairs`, of which each part of the index has its own, has
+    no file.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -23,7 +24,7 @@ def save(results: dict[str, Any], pairs: Dataset, folder: Folder) -> None:
     folder.create()
     for number, one in enumerate(results["searches"]):
         for result in one.get("results", ()):
-            picture = _picture(pairs, result)
+            picture = _picture(pairs[result.get("part", 0)], result)
             if picture is not None:
                 result["file"] = f"{number:02d}-{result['rank']:02d}.jpg"
                 folder.publish(result["file"], picture)
@@ -50,7 +51,8 @@ def _lines(one: dict[str, Any]) -> Iterator[str]:
     if not found:
         yield "  nothing is indexed"
         return
-    told = ("shard:row", "caption", "source") if pictures else ("picture", "caption")
+    place = "part:shard:row" if "part" in found[0] else "shard:row"
+    told = (place, "caption", "source") if pictures else ("picture", "caption")
     match = ("match",) if "match" in found[0] else ()
     rows = [("rank", "score", *match, *told), *map(_picture_row if pictures else _text_row, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -67,7 +69,7 @@ def _title(one: dict[str, Any]) -> str:
 def _picture_row(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         *_scores(result),
-        f"{result['shard']}:{result['row']}",
+        ":".join(str(result[name]) for name in ("part", "shard", "row") if name in result),
         _shortened(result["captions"]),
         _printable(result["url"]),
     )

@@ -222,12 +222,18 @@ def _is_itself(query: Query, hit: FoundPicture | FoundCaption) -> bool:
     return query.like is not None and isinstance(hit, FoundPicture) and hit.uid == query.like.uid
 
 
-def as_json(answer: Sequence[Ranked]) -> list[dict[str, Any]]:
-    """An answer as results.json and the server tell it."""
+def as_json(answer: Sequence[Ranked], *, with_part: bool = False) -> list[dict[str, Any]]:
+    """An answer as results.json and the server tell it.
+
+    Args:
+        answer: best first.
+        with_part: tell of which part of the index a picture is, for there are several.
+    """
     return [
         {"rank": rank, "score": round(one.found.score, 6)}
         | ({} if one.match is None else {"match": round(one.match, 6)})
         | _told(one.found)
+        | ({"part": one.found.part} if with_part and isinstance(one.found, FoundPicture) else {})
         for rank, one in enumerate(answer, 1)
     ]
 

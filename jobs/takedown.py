@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from indexes.retrieval import indexed_uids
+from indexes.adding import unfinished_additions
+from indexes.parts import indexed
 from indexes.storage import INDEX
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.erasure import erase
@@ -56,7 +57,8 @@ class Takedown:
         uids = _closure(frozenset(wanted.uids), pairs)
         in_datasets = [(dataset, found_in(dataset, uids)) for dataset in datasets]
         in_datasets = [(dataset, found) for dataset, found in in_datasets if found]
-        in_indexes = [(f, indexed_uids(f) & uids) for f, name in places if name == INDEX]
+        indexes = [folder for folder, name in places if name == INDEX]
+        in_indexes = [(folder, indexed(folder, uids)) for folder in indexes]
         holders = [(dataset.folder, found) for dataset, found in in_datasets]
         holders += [(folder, found) for folder, found in in_indexes if found]
         for folder, found in holders:  # all of them, before anything is erased
@@ -64,6 +66,8 @@ class Takedown:
                 add_tombstones(folder, found)
         erased = {str(d.folder): erase(d, found) for d, found in in_datasets if self.erase}
         everywhere = frozenset().union(*(found for _, found in holders))
+        unfinished = [folder for folder, name in places if name == DRAFT]
+        unfinished += [addition for index in indexes for addition in unfinished_additions(index)]
         saw = _saw(places, {dataset.digest for dataset, _ in in_datasets})
         report = {
             "taken_down": len(everywhere),
@@ -72,7 +76,7 @@ class Takedown:
             "erased_rows": erased,
             "indexes_with_them": [str(folder) for folder, found in in_indexes if found],
             "checkpoints_that_saw_them": list(saw),
-            "unfinished": [str(folder) for folder, name in places if name == DRAFT],
+            "unfinished": [str(folder) for folder in unfinished],
             "unmatched": wanted.unmatched(everywhere),
         }
         print(json.dumps(report, indent=1) if self.json else "\n".join(_told(report)))

@@ -5,10 +5,11 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from indexes.gathering import PICTURE_VECTORS
+from indexes.storage import is_added, unnamed_additions
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import DatasetError
@@ -139,6 +140,9 @@ def read_run(run: Folder) -> Contents:
             _read_results(contents, name, folder)
             continue
         logged.append((name, folder))
+        if folder.size(_INDEX) is not None:
+            added = filter(is_added, folder.entries())
+            logged += [(f"{name}/{addition}", folder / addition) for addition in added]
         _read_made(contents, name, folder)
     order = {kind: number for number, kind in enumerate(_KINDS)}
     contents.made.sort(key=lambda one: order.get(one.kind, len(order)))
@@ -195,10 +199,30 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
         kind = "index" if checkpoint is None else f"stage {int(checkpoint['stage'])}"
         size = "" if checkpoint is None else f"{int(checkpoint['step']):,} steps"
         if checkpoint is None:
-            shards = [shard["files"][PICTURE_VECTORS] for shard in index["shards"]]
-            size = f"{sum(int(vectors['rows']) for vectors in shards):,} vectors"
+            size = _vectors(index)
         lineage = Lineage.from_json(value["lineage"])
         contents.made.append(Made(name, kind, str(value["digest"]), size, lineage))
+        if checkpoint is None:
+            named = [str(added["folder"]) for added in index["added"]]
+            for added in named:
+                contents.made.append(_addition(f"{name}/{added}", folder / added))
+            unnamed = unnamed_additions(folder, named)
+            contents.unfinished += [f"{name}/{addition.name}" for addition in unnamed]
+
+
+def _addition(name: str, folder: Folder) -> Made:
+    """Pictures that were added to an index; its name says to which."""
+    with reading(f"{folder}/{_INDEX}"):
+        value = folder.read_json(_INDEX)
+        lineage = Lineage.from_json(value["lineage"])
+        parents = tuple(parent for parent in lineage.parents if parent.kind != "index")
+        lineage = replace(lineage, parents=parents)
+        return Made(name, "addition", str(value["digest"]), _vectors(value), lineage)
+
+
+def _vectors(index: Mapping[str, Any]) -> str:
+    shards = [shard["files"][PICTURE_VECTORS] for shard in index["shards"]]
+    return f"{sum(int(vectors['rows']) for vectors in shards):,} vectors"
 
 
 def _splits(dataset: Dataset) -> dict[str, int]:

@@ -56,6 +56,8 @@ class Result(BaseModel):
     """Of a caption."""
     shard: int | None = None
     row: int | None = None
+    part: int | None = None
+    """Of the index, where there are additions: 0 is what it was made of at first."""
 
 
 class SearchReply(BaseModel):
@@ -76,6 +78,8 @@ class Pair(BaseModel):
     captions: list[str]
     shard: int
     row: int
+    part: int | None = None
+    """As of a result."""
 
 
 class Fault(BaseModel):
@@ -154,11 +158,14 @@ def _add_pairs(app: FastAPI, catalogue: Watched[Catalogue]) -> None:
     @app.get("/v1/pairs/{uid}", tags=["pairs"], responses={200: {"model": Pair}})
     def pair(uid: _UID) -> Response:
         """A picture's address and captions."""
-        found = catalogue.get().find(bytes.fromhex(uid))
+        pictures = catalogue.get()
+        found = pictures.find(bytes.fromhex(uid))
         if found is None:
             raise Refused(404, f"uid: {uid} is not indexed here")
         told = {"uid": uid, "url": found.url, "captions": found.captions}
-        return JSONResponse(told | {"shard": found.shard, "row": found.row})
+        place = {"shard": found.shard, "row": found.row}
+        part = {"part": found.part} if pictures.has_additions else {}
+        return JSONResponse(told | place | part)
 
     @app.get(
         "/v1/pairs/{uid}/picture",

@@ -1,13 +1,17 @@
 """The pictures of an index by their uids: what is known of them, and their bytes."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
+from indexes.storage import INDEX
+from pipeline import tombstones
 from pipeline.dataset import Dataset
 from pipeline.errors import DatasetError
+from pipeline.storage import Folder
 
 _NUM_EXAMPLES = 48
 
@@ -17,28 +21,36 @@ class Catalogue:
 
     Args:
         index: whose pictures they are.
-        pairs: that were indexed; holds their bytes.
+        pairs: that were indexed, of each part of the index; they hold their bytes.
     """
 
-    def __init__(self, index: RetrievalIndex, pairs: Dataset) -> None:
-        self._index, self._pairs = index, pairs
-        self._shard = lru_cache(1024)(pairs.shard)
+    def __init__(self, index: RetrievalIndex, pairs: Sequence[Dataset]) -> None:
+        self._index, self._pairs = index, tuple(pairs)
+        self._shard = lru_cache(1024)(lambda part, number: self._pairs[part].shard(number))
         self._begins = _first_halves(index)
         self._order = np.argsort(self._begins, kind="stable")
         self._sorted = self._begins[self._order]
 
+    @property
+    def files(self) -> list[tuple[Folder, str]]:
+        """What changes with additions and takedowns, by folder and name."""
+        files = [(self._index.folder, INDEX), (self._index.folder, tombstones.FILE)]
+        return files + [(pairs.folder, tombstones.FILE) for pairs in self._pairs]
+
+    @property
+    def has_additions(self) -> bool:
+        return self._index.has_additions
+
     def find(self, uid: bytes) -> FoundPicture | None:
         """What is known of a picture; None where there is none, or it was taken down."""
-        if uid in self._index.tombstones or uid in self._pairs.tombstones:
+        if uid in self._index.tombstones:
             return None
         begin = np.uint64(int.from_bytes(uid[:8], "big"))
         first, last = (np.searchsorted(self._sorted, begin, side) for side in ("left", "right"))
-        for place in self._order[first:last].tolist():
-            row = self._index.pictures.slice(place, 1).to_pylist()[0]
-            if row["uid"] == uid:
-                return FoundPicture(
-                    1.0, uid, row["url"], row["captions"], row["shard"], row["shard_row"]
-                )
+        places = self._order[first:last]
+        for found in self._index.pictures_at(places, np.ones(len(places))):
+            if found.uid == uid:
+                return None if uid in self._pairs[found.part].tombstones else found
         return None
 
     def picture(self, uid: bytes) -> bytes | None:
@@ -50,12 +62,12 @@ class Catalogue:
         found = self.find(uid)
         if found is None:
             return None
-        row = self._shard(found.shard).table.slice(found.row, 1).select(["uid", "picture"])
-        (stored,) = row.to_pylist()
+        table = self._shard(found.part, found.shard).table
+        (stored,) = table.slice(found.row, 1).select(["uid", "picture"]).to_pylist()
         if stored["uid"] != uid or stored["picture"] is None:
             raise DatasetError(
-                f"{self._pairs.folder}: row {found.row} of shard {found.shard:05d} is not picture "
-                f"{uid.hex()}"
+                f"{self._pairs[found.part].folder}: row {found.row} of shard {found.shard:05d} is "
+                f"not picture {uid.hex()}"
             )
         picture: bytes = stored["picture"]
         return picture

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import faiss
@@ -13,9 +12,9 @@ from PIL import Image
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
 from indexes.storage import INDEX
-from jobs.search_models import CheckpointEmbedder, TokenSource, token_source
+from jobs.search_models import CheckpointEmbedder, token_source
 from jobs.search_places import Places, PlacesConfig
-from jobs.search_queries import Find, Query, Ranked, Searcher, as_json
+from jobs.search_queries import Find, Query, Searcher, as_json
 from jobs.serve.batching import Batcher
 from jobs.serve.watching import Watched
 from pipeline import tombstones
@@ -91,13 +90,10 @@ class Replica:
         self._work = work
         index = RetrievalIndex.open(work.index)
         self._has_captions = index.caption_vectors is not None
-        places = Places(index, work.places)
-        checkpoint = places.open_checkpoint()
+        checkpoint = Places(index, work.places).open_checkpoint()
         embedder = CheckpointEmbedder(checkpoint, work.places.weights, work.device)
-        features = places.open_features(checkpoint)
-        tokens = token_source(features, places.open_pairs(), embedder)
         watched = [(index.folder, INDEX), (index.folder, tombstones.FILE)]
-        self._searcher = Watched(watched, partial(_open_searcher, work.index, embedder, tokens))
+        self._searcher = Watched(watched, lambda: _open_searcher(work, embedder))
         self._words = Batcher(self._answers, work.max_batch)
         self._heavy = Batcher(self._answers, work.max_heavy_batch)
         self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
@@ -113,8 +109,8 @@ class Replica:
         if query.find == "captions" and not self._has_captions:
             return Refusal("find: no captions are indexed here")
         lane = self._heavy if asked.is_heavy else self._words
-        (index, answer), num_queries = await lane.ask(query)
-        return Reply(index, as_json(answer), num_queries, time.perf_counter() - begun)
+        (index, results), num_queries = await lane.ask(query)
+        return Reply(index, results, num_queries, time.perf_counter() - begun)
 
     async def _query(self, asked: Asked) -> Query:
         picture = None
@@ -130,10 +126,18 @@ class Replica:
             find=asked.find,
         )
 
-    def _answers(self, queries: Sequence[Query]) -> list[tuple[str, list[Ranked]]]:
+    def _answers(self, queries: Sequence[Query]) -> list[tuple[str, list[dict[str, Any]]]]:
         """The digest of the index that was searched, and what was found, of each query."""
         searcher = self._searcher.get()
-        return [(searcher.index.digest, answer) for answer in searcher.answers(queries)]
+        # The server may have seen an addition, and a picture in it, that is news here.
+        parts = [query.like.part for query in queries if query.like is not None]
+        if max(parts, default=0) >= len(searcher.index.parts):
+            searcher = self._searcher.get(now=True)
+        index = searcher.index
+        return [
+            (index.digest, as_json(answer, with_part=index.has_additions))
+            for answer in searcher.answers(queries)
+        ]
 
     def _warm_up(self) -> None:
         """Load the models, so that the first client does not wait for it."""
@@ -146,7 +150,8 @@ def _decode(data: bytes, config: PictureConfig) -> Image.Image:
     return decode_stored(store(data, config).jpeg)
 
 
-def _open_searcher(
-    location: str, embedder: CheckpointEmbedder, tokens: TokenSource | None
-) -> Searcher:
-    return Searcher(RetrievalIndex.open(location), embedder, tokens)
+def _open_searcher(work: ReplicaWork, embedder: CheckpointEmbedder) -> Searcher:
+    index = RetrievalIndex.open(work.index)
+    places = Places(index, work.places)
+    features = places.open_features(embedder.checkpoint)
+    return Searcher(index, embedder, token_source(features, places.open_pairs(), embedder))

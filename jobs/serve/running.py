@@ -20,7 +20,6 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from indexes.retrieval import RetrievalIndex
-from indexes.storage import INDEX
 from jobs.cluster import cluster_device
 from jobs.search_places import Places, PlacesConfig, absolute
 from jobs.serve.access import Access
@@ -33,7 +32,6 @@ from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.search_request import Refused
 from jobs.serve.searches import Answer
 from jobs.serve.watching import Watched
-from pipeline import tombstones
 from pipeline.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -57,14 +55,13 @@ def open_catalogue(location: str, config: PlacesConfig) -> Watched[Catalogue]:
     index = RetrievalIndex.open(location)
     places = Places(index, config)
     places.open_features(places.open_checkpoint())
-    pairs = places.open_pairs()
+    first = Catalogue(index, places.open_pairs())
 
     def make() -> Catalogue:
         opened = RetrievalIndex.open(location)
         return Catalogue(opened, Places(opened, config).open_pairs())
 
-    watched = [(index.folder, INDEX), (index.folder, tombstones.FILE)]
-    return Watched([*watched, (pairs.folder, tombstones.FILE)], make)
+    return Watched(first.files, make, files_of=lambda catalogue: catalogue.files)
 
 
 @contextlib.contextmanager

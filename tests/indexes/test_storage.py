@@ -170,9 +170,9 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch, shared_family):
 
 def test_a_later_format_is_refused(index):
     index.folder.publish_json(
-        "index.json", index.manifest.to_json() | {"format": "viaduct-index/3"}
+        "index.json", index.manifest.to_json() | {"format": "viaduct-index/4"}
     )
-    with pytest.raises(DatasetError, match="format='viaduct-index/3', this reads"):
+    with pytest.raises(DatasetError, match="format='viaduct-index/4', this reads"):
         RetrievalIndex.open(index.folder)
 
 

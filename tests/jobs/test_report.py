@@ -122,7 +122,9 @@ def write_index(folder: Path, checkpoint: str) -> None:
         {"files": {"picture_vectors.f32": {"rows": rows}, "pictures.arrow": {"rows": rows // 8}}}
         for rows in (128, 80)
     ]
-    write(folder / "index.json", {"digest": "7" * 64, "lineage": made, "shards": shards})
+    write(
+        folder / "index.json", {"digest": "7" * 64, "lineage": made, "shards": shards, "added": []}
+    )
 
 
 def stage1_lines() -> list[dict]:

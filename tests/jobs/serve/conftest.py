@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from indexes.storage import PICTURES_SCHEMA
+from indexes.gathering import PICTURES_SCHEMA
+from indexes.parts import Part
+from indexes.retrieval import RetrievalIndex
 from jobs.search_places import PlacesConfig
 from jobs.serve.access import Access
 from jobs.serve.app import make_app
@@ -23,6 +25,7 @@ from jobs.serve.replicas import Asked, Refusal, Replica, ReplicaWork, Reply
 from jobs.serve.running import http_server, listening
 from jobs.serve.watching import Watched
 from pipeline.pictures import PictureConfig, PictureFault, store
+from pipeline.storage import Folder
 
 NUM_PICTURES = 7
 QUICK = {"request_timeout_s": 2.0, "reading_timeout_s": 2.0, "search_timeout_s": 2.0}
@@ -47,25 +50,21 @@ def small_catalogue(down: frozenset[bytes] = frozenset()) -> Catalogue:
             "uid": uid_of(row),
             "url": f"http://example.org/{row}.jpg",
             "captions": [f"caption {i} of {row}" for i in range(row % 3)],
-            "row": row,
             "shard": 0,
             "shard_row": row,
         }
         for row in range(NUM_PICTURES)
     ]
     pictures = [{"uid": uid_of(row), "picture": jpeg_of(row)} for row in range(NUM_PICTURES)]
-    index = SimpleNamespace(
-        pictures=pa.Table.from_pylist(rows, PICTURES_SCHEMA),
-        tombstones=down,
-        digest="d" * 64,
-        caption_vectors=object(),
-    )
+    manifest = SimpleNamespace(digest="d" * 64, shards=[SimpleNamespace(num_pictures=NUM_PICTURES)])
+    folder, table = Folder.at("index"), pa.Table.from_pylist(rows, PICTURES_SCHEMA)
+    index = RetrievalIndex(folder, (Part(folder, manifest),), table, None, object(), down)
     pairs = SimpleNamespace(
-        folder="pairs",
+        folder=Folder.at("pairs"),
         tombstones=frozenset(),
         shard=lambda _: SimpleNamespace(table=pa.Table.from_pylist(pictures)),
     )
-    return Catalogue(index, pairs)
+    return Catalogue(index, [pairs])
 
 
 async def plain_answer(asked: Asked) -> Reply | Refusal:
@@ -133,7 +132,7 @@ def replica(searchable, data) -> Replica:
     """One that answers out of that index, in this process."""
     work = ReplicaWork(
         index=str(searchable),
-        places=PlacesConfig(features=str(data / "features")),
+        places=PlacesConfig(features=(str(data / "features"),)),
         pictures=PictureConfig(),
         max_batch=8,
         max_heavy_batch=4,

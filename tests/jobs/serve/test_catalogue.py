@@ -25,7 +25,7 @@ def test_those_taken_down_are_not(make_catalogue, uid):
 
 def test_a_row_of_another_picture_is_a_damaged_dataset(make_catalogue, uid):
     catalogue = make_catalogue()
-    table = catalogue._pairs.shard(0).table
-    catalogue._shard = lambda _: type("Shard", (), {"table": table.slice(1)})
+    table = catalogue._pairs[0].shard(0).table
+    catalogue._shard = lambda *_: type("Shard", (), {"table": table.slice(1)})
     with pytest.raises(DatasetError, match=f"row 2 of shard 00000 is not picture {uid(2).hex()}"):
         catalogue.picture(uid(2))
