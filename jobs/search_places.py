@@ -107,9 +107,9 @@ class Places:
             for part in theirs:
                 found[part] = features
         for part, remembered in enumerate(self._remembered):
-            if found[part] is None and (place := remembered.get("features")):
+            if found[part] is None and remembered.get("features"):
                 with _hint("features", "they were"):
-                    features = open_evaluation_view(place)
+                    features = open_evaluation_view(remembered["features"])
                 check_features(checkpoint, features)
                 found[part] = features
         return tuple(found)

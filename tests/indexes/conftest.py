@@ -47,12 +47,12 @@ def unit(*shape: int, seed: int = 0) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def pair(row: int, word: str) -> dict:
+def pair(row: int, word: str, first: int = 0) -> dict:
     """Row r has r % 4 captions in use, and one rejected before them."""
     texts = [("", "rejected:empty"), *((f"{word} {i} of {row}", "kept") for i in range(row % 4))]
     return {
-        "uid": row.to_bytes(16, "big"),
-        "url": f"http://example.org/{row}.jpg",
+        "uid": (first + row).to_bytes(16, "big"),
+        "url": f"http://example.org/{first + row}.jpg",
         "picture": f"jpeg {row}".encode(),
         "captions": [{"text": text, "source": "web", "status": status} for text, status in texts],
         "split": SPLITS[row % 4],
@@ -80,9 +80,12 @@ def make_family():
         word: str = "caption",
         checkpoint: str = CHECKPOINT,
         text_checkpoint: str = "",
+        first: int = 0,
+        per_picture: int = 3,
     ) -> Family:
-        rows = [pair(row, word) for row in range(sum(SHARD_ROWS))]
-        pictures = unit(len(rows), 3, 8, seed=seed)
+        """`first` is the number of the first picture, which its uid is."""
+        rows = [pair(row, word, first) for row in range(sum(SHARD_ROWS))]
+        pictures = unit(len(rows), per_picture, 8, seed=seed)
         texts = [unit(row % 4, 8, seed=1000 + 100 * seed + row) for row in range(len(rows))]
         tables: dict[str, list[pa.Table]] = {
             "pairs": [],
@@ -99,7 +102,7 @@ def make_family():
             tables["image_embeddings"].append(image_rows(uids, pictures[here], present))
             vectors = np.concatenate([texts[row] for row in here])
             tables["text_embeddings"].append(text_rows(uids, captions, vectors))
-        publish(home, "pairs", tables["pairs"], Lineage("test", {"seed": seed}))
+        publish(home, "pairs", tables["pairs"], Lineage("test", {"seed": seed, "first": first}))
         for kind, digest in (
             ("image_embeddings", checkpoint),
             ("text_embeddings", text_checkpoint or checkpoint),

@@ -1,5 +1,6 @@
 """Index and search as a user runs them, on a small checkpoint with random weights."""
 
+import asyncio
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -20,6 +21,9 @@ from indexes.storage import begin
 from jobs import index as index_job
 from jobs.cli import main
 from jobs.search_models import CheckpointEmbedder
+from jobs.search_places import PlacesConfig
+from jobs.serve.replicas import Asked, Replica, ReplicaWork
+from jobs.serve.running import open_catalogue
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.qformer import QFormerConfig
@@ -30,9 +34,10 @@ from pipeline.captions import kept_texts
 from pipeline.dataset import Dataset, decode_row
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows, text_rows
+from pipeline.features import token_columns
 from pipeline.lineage import Lineage
 from pipeline.pictures import PictureConfig, store
-from pipeline.schemas import PAIRS
+from pipeline.schemas import PAIRS, features_schema
 from pipeline.shard import commit_table
 from pipeline.storage import Folder
 from pipeline.tombstones import add_tombstones
@@ -50,16 +55,16 @@ def caption(text: str, status: str = "kept") -> dict[str, str]:
     return {"text": text, "source": "web", "status": status}
 
 
-def make_pairs(home: Path, pictures: list[Path], *, seed: int = 0) -> Dataset:
-    """Row r has r % 3 captions; row 2's first was rejected."""
+def make_pairs(home: Path, pictures: list[Path], *, seed: int = 0, first: int = 0) -> Dataset:
+    """Row r has r % 3 captions; row 2's first was rejected. The first picture's uid is `first`."""
     rows = []
     for row, path in enumerate(pictures):
         texts = [caption(f"{WORDS[(row + i + seed) % 5]} {row}") for i in range(row % 3)]
         stored = store(path.read_bytes(), PictureConfig())
         rows.append(
             {
-                "uid": uid(row),
-                "url": f"http://example.org/{row}\x1b[31m.png",
+                "uid": uid(first + row),
+                "url": f"http://example.org/{first + row}\x1b[31m.png",
                 "picture": stored.jpeg,
                 "captions": [caption("", "rejected:empty"), *texts] if row == 2 else texts,
                 "split": ("train", "test")[row % 2],
@@ -109,16 +114,22 @@ def make_checkpoint(home: Path, spec, *, seed: int) -> tuple[Stage1, Checkpoint]
 
 
 def embed(home: Path, pairs: Dataset, encoder, stage1: Stage1, checkpoint: Checkpoint) -> None:
+    """Makes embeddings, and features beside them."""
     transform = encoder.transform()
-    images, texts = [], []
+    images, texts, features = [], [], []
     for shard in pairs.shards():
         uids = shard.table.column("uid").to_pylist()
         tokens = [encoder(transform(decode_row(shard, row))[None]) for row in range(len(uids))]
+        columns = token_columns(torch.cat(tokens).numpy(), [True] * len(uids), uids, "fp16")
+        schema = features_schema(*tokens[0].shape[1:], "fp16")
+        features.append(pa.table({"uid": uids, **columns}, schema=schema))
         vectors = stage1.embed_pictures(torch.cat(tokens)).numpy()
         images.append(image_rows(uids, vectors, [True] * len(uids)))
         captions = shard.table.column("captions")
         kept = [text for row in kept_texts(captions) for _, text in row]
         texts.append(text_rows(uids, captions.to_pylist(), stage1.embed_texts(kept).numpy()))
+    seen = Lineage("features", {}, (pairs.as_parent,), {"encoder": encoder.spec.to_json()})
+    publish(home / "features", "features", features, seen)
     frozen = {"checkpoint": {"digest": checkpoint.digest, "stage": 1}}
     for kind, tables in (("image_embeddings", images), ("text_embeddings", texts)):
         publish(home / kind, kind, tables, Lineage("embed", {}, (), frozen))
@@ -126,22 +137,28 @@ def embed(home: Path, pairs: Dataset, encoder, stage1: Stage1, checkpoint: Check
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Eleven pictures in two shards, two checkpoints, and the embeddings of the first."""
+    """Eleven pictures in two shards, two checkpoints, and the embeddings of the first.
+
+    Eight more in `pairs-2`, the first two of which are those of rows 9 and 10 again.
+    """
     home = tmp_path_factory.mktemp("made")
     paths = []
-    for number in range(sum(SHARD_ROWS)):
+    for number in range(sum(SHARD_ROWS) + 6):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 6, 3), dtype=np.uint8)
         paths.append(home / f"{number}.png")
         Image.fromarray(pixels).resize((300, 200), Image.Resampling.NEAREST).save(paths[-1])
     encoder = load_encoder(ENCODER)
     stage1, checkpoint = make_checkpoint(home / "stage1", encoder.spec, seed=0)
     make_checkpoint(home / "other", encoder.spec, seed=1)
-    pairs = make_pairs(home / "pairs", paths)
+    pairs = make_pairs(home / "pairs", paths[:11])
     embed(home / "embeddings", pairs, encoder, stage1, checkpoint)
+    more = make_pairs(home / "pairs-2", paths[9:], first=9)
+    embed(home / "embeddings-2", more, encoder, stage1, checkpoint)
     command = ["index", home / "embeddings", "--pairs", home / "pairs", "--out", home / "index"]
     run(*command, "--checkpoint", home / "stage1")
+    add = ["index", home / "embeddings-2", "--pairs", home / "pairs-2", "--add-to"]
     return SimpleNamespace(
-        home=home, paths=paths, stage1=stage1, checkpoint=checkpoint, command=command
+        home=home, paths=paths, stage1=stage1, checkpoint=checkpoint, command=command, add=add
     )
 
 
@@ -437,7 +454,7 @@ def test_what_search_cannot_use_is_one_line(made, tmp_path, capsys):
     other = said("a", "--checkpoint", made.home / "other")
     assert f"was made with checkpoint {made.checkpoint.digest[:16]}, not with" in other
     assert "no such folder" in said("a", "--checkpoint", tmp_path / "nowhere")
-    pairs = make_pairs(tmp_path / "pairs", made.paths, seed=1)
+    pairs = make_pairs(tmp_path / "pairs", made.paths[:11], seed=1)
     wrong = said("a", "--save", tmp_path / "out", "--pairs", tmp_path / "pairs")
     assert f"was made of pairs {Dataset.open(str(made.home / 'pairs')).digest[:16]}, not" in wrong
     assert pairs.digest[:16] in wrong
@@ -478,3 +495,151 @@ def test_features_of_another_encoder_are_refused(made, tmp_path, capsys):
     changed = write_checkpoint(replace(opened, folder=folder, lineage=lineage, files={}), contents)
     with pytest.raises(index_job.ConfigError, match="weights 0000000000000000, here are"):
         CheckpointEmbedder(changed).tokens([Image.open(made.paths[0])])
+
+
+# Additions
+
+
+@pytest.fixture
+def index(made, tmp_path) -> Path:
+    """That of the eleven, to be added to."""
+    return copy(made, tmp_path, "index") / "index"
+
+
+def numbers_by_hand(made, query: np.ndarray) -> list[int]:
+    """Numbers of all seventeen pictures, those closest to a query [A, E] first."""
+    scored = {}
+    for name, first in (("embeddings-2", 9), ("embeddings", 0)):
+        folder = str(made.home / name / "image_embeddings")
+        for number, shard in enumerate(Dataset.open(folder).shards()):
+            for row, vectors in enumerate(shard.table.column("vectors").to_pylist()):
+                vectors = on_grid(np.reshape(vectors, (4, 16)).astype(np.float32))
+                scored[first + 6 * number + row] = (on_grid(query) @ vectors.T).max()
+    return sorted(scored, key=lambda number: (-scored[number], number))
+
+
+def numbers_of(results: list[dict]) -> list[int]:
+    return [int(result["uid"], 16) for result in results]
+
+
+def test_pictures_that_were_added_are_found_beside_those_that_were_there(
+    made, index, tmp_path, capsys, caplog
+):
+    text = "a red boat"
+    (vector,) = made.stage1.embed_texts([text]).numpy()
+    expected = numbers_by_hand(made, vector[None])
+    with caplog.at_level("INFO"):
+        run(*made.add, index)
+    assert f"left out: 2 of 8 pictures, which {index} has already" in caplog.text
+    assert "index of 17 pictures with 4 vectors each (exact)" in capsys.readouterr().out
+    found = searched(capsys, index, text, "--k", 30, "--save", tmp_path / "saved")
+    results = found["searches"][0]["results"]
+    assert numbers_of(results) == expected
+    assert [result["part"] for result in results] == [int(number > 10) for number in expected]
+    for result in results:
+        pairs = Dataset.open(str(made.home / ("pairs-2" if result["part"] else "pairs")))
+        row = pairs.shard(result["shard"]).table.slice(result["row"], 1).to_pylist()[0]
+        assert (row["uid"].hex(), row["url"]) == (result["uid"], result["url"])
+        assert (tmp_path / "saved" / result["file"]).read_bytes() == row["picture"]
+    run("search", index, text, "--k", 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["rank", "score", "part:shard:row", "caption", "source"]
+    assert " {part}:{shard}:{row} ".format(**results[0]) in lines[2]
+    # Done is done.
+    before = (index / "index.json").read_bytes()
+    with caplog.at_level("INFO"):
+        run(*made.add, index)
+        run("index", "--config", index / "added-00001" / "config.yaml")
+    assert caplog.text.count("already there: ") == 2
+    assert (index / "index.json").read_bytes() == before
+
+
+def test_captions_and_reranking_go_over_all_parts(made, index, capsys):
+    run(*made.add, index)
+    file = made.paths[12]
+    (found,) = searched(capsys, index, "--image", file, "--find", "captions", "--k", 99)["searches"]
+    assert {int(one["uid"], 16) for one in found["captions"]} == {
+        *(row for row in range(11) if row % 3),
+        *(9 + row for row in range(2, 8) if row % 3),
+    }
+    asked = (index, "a red boat", "--k", 17, "--rerank", 17)
+    encoded = searched(capsys, *asked)["searches"][0]["results"]
+    both = [made.home / name / "features" for name in ("embeddings-2", "embeddings")]
+    moved = ("--pairs", made.home / "pairs-2", made.home / "pairs")
+    for given in (both[:1], both[1:], both):
+        cached = searched(capsys, *asked, "--features", *given, *moved)["searches"][0]["results"]
+        matches = {one["uid"]: one["match"] for one in encoded}
+        for one in cached:
+            assert one["match"] == pytest.approx(matches[one["uid"]], rel=0.02, abs=0.02)
+    said = refused(capsys, "search", made.home / "index", *asked[1:], "--features", both[0])
+    assert f"{both[0]} has other pictures' features" in said
+    said = refused(capsys, "search", made.home / "index", *asked[1:], "--pairs", moved[1])
+    assert "was made of pairs" in said
+
+
+def test_an_addition_that_was_killed_goes_on_with_the_same_command(
+    made, index, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(index, tmp_path / "unbroken")
+    run(*made.add, tmp_path / "unbroken")
+    before = searched(capsys, index, "a red boat", "--k", 30)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "publish", killed)
+        assert main([str(word) for word in (*made.add, index)]) == 130
+    assert searched(capsys, index, "a red boat", "--k", 30) == before
+    said = refused(capsys, *made.add, index, "--split", "test")
+    assert "added-00001: another addition was begun there (config.split" in said
+    run(*made.add, index)
+    one, other = (RetrievalIndex.open(str(home)) for home in (index, tmp_path / "unbroken"))
+    assert one.digest == other.digest
+    assert one.pictures.equals(other.pictures)
+
+
+def test_what_cannot_be_added_is_one_line(made, index, tmp_path, capsys):
+    with Folder.at(index).locked(".lock", refuse="x"):
+        assert "index: another job is writing here (process" in refused(capsys, *made.add, index)
+    assert "out, add_to: give one of them" in refused(capsys, *made.add[:-1])
+    assert "out, add_to: give" in refused(capsys, *made.add, index, "--out", tmp_path / "x")
+    images = made.home / "embeddings-2" / "image_embeddings"
+    said = refused(capsys, "index", images, *made.add[2:], index)
+    assert "index: has vectors of captions, what is added has none" in said
+    assert "nowhere: no such folder" in refused(capsys, *made.add, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    assert [path.name for path in index.iterdir() if path.name.startswith("added")] == []
+
+
+def test_a_running_server_follows(made, index):
+    """Its list of pictures, and the replica that searches them."""
+    places = PlacesConfig()
+    catalogue = open_catalogue(str(index), places)
+    work = {"max_batch": 4, "max_heavy_batch": 4, "threads": 1, "device": "cpu"}
+    replica = Replica(
+        ReplicaWork(index=str(index), places=places, pictures=PictureConfig(), **work)
+    )
+    assert catalogue.get().find(uid(13)) is None
+    assert not catalogue.get().has_additions
+    run(*made.add, index)
+    found = catalogue.get(now=True).find(uid(13))
+    assert (found.part, found.shard, found.row) == (1, 0, 4)
+    stored = Dataset.open(str(made.home / "pairs-2")).shard(0).table.column("picture")
+    assert catalogue.get().picture(uid(13)) == stored[4].as_py()
+    assert catalogue.get().facts()["num_pictures"] == 17
+    # The replica has not looked yet: a picture that it does not know has it look.
+    reply = asyncio.run(replica(Asked(like=found, k=99)))
+    assert reply.index == RetrievalIndex.open(str(index)).digest
+    assert sorted(numbers_of(reply.results)) == [number for number in range(17) if number != 13]
+    assert {one["part"] for one in reply.results} == {0, 1}
+
+
+def test_a_takedown_from_pairs_that_were_added_is_seen_by_a_running_server(made, index, tmp_path):
+    copy(made, tmp_path, "pairs-2")
+    catalogue = open_catalogue(str(index), PlacesConfig())
+    run(*made.add[:3], tmp_path / "pairs-2", "--add-to", index)
+    assert catalogue.get(now=True).find(uid(13)) is not None
+    add_tombstones(Folder.at(tmp_path / "pairs-2"), [uid(13), uid(9)])
+    assert catalogue.get(now=True).find(uid(13)) is None
+    assert catalogue.get().find(uid(9)) is not None  # it is shown out of the first

@@ -510,6 +510,22 @@ def test_a_run_with_nothing_in_it_is_one_clear_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_additions_to_an_index_are_told_beside_it(run_folder):
+    home = run_folder / "index"
+    whole = json.loads((home / "index.json").read_text())
+    for number, digest in ((1, "5" * 64), (2, "6" * 64)):
+        own = whole | {"digest": digest, "shards": whole["shards"][:number]}
+        write(home / f"added-{number:05d}" / "index.json", own)
+    write(home / "index.json", whole | {"added": [{"folder": "added-00001", "digest": "5" * 64}]})
+    assert report(run_folder) == 0
+    page = Page((run_folder / "report.html").read_text())
+    assert "index/added-00001" in page.text
+    assert "128 vectors" in page.text
+    assert "index/added-00002" in page.text  # as unfinished
+    assert "5" * 12 in page.text
+    assert "6" * 12 not in page.text
+
+
 def test_a_folder_is_no_file_to_write(run_folder, capsys):
     assert report(run_folder, "--out", run_folder) == 2
     assert "is a folder; name a file" in capsys.readouterr().err

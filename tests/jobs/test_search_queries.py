@@ -1,6 +1,6 @@
 """Queries of all kinds against sums written out, with vectors and matches that are made up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from indexes.retrieval import FoundCaption, FoundPicture
+from jobs.search_models import TokensOfParts
 from jobs.search_queries import Query, Searcher, as_json, query_vectors
 from pipeline.errors import ConfigError
 
@@ -172,6 +173,23 @@ def test_captions_are_matched_with_the_picture_that_asks():
 def test_what_cannot_be_asked_is_one_line(fields, said):
     with pytest.raises(ConfigError, match=said):
         Query(**fields)
+
+
+def test_tokens_of_each_part_come_from_its_own_source_in_the_order_asked_for():
+    """One has them in half precision, the other not."""
+    asked = [replace(found(row), part=row % 2) for row in (3, 4, 1, 8, 5)]
+    seen = []
+
+    def source(part: int, kind: torch.dtype):
+        def read(pictures):
+            seen.append((part, [one.row for one in pictures]))
+            return tokens(pictures).to(kind)
+
+        return read
+
+    parts = TokensOfParts([source(0, torch.float16), source(1, torch.float32)])
+    assert parts(asked).flatten().tolist() == [3, 4, 1, 8, 5]
+    assert seen == [(0, [4, 8]), (1, [3, 1, 5])]
 
 
 def test_tokens_that_cannot_be_had_are_said_to_be_needed():

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from indexes.adding import next_addition, publish_addition
 from indexes.building import build as build_index
 from indexes.retrieval import RetrievalIndex
 from indexes.sources import Sources
@@ -339,6 +340,35 @@ def test_verification_finds_what_an_erasure_left(run, takedown):
 def test_unfinished_datasets_are_named(run, takedown):
     Draft.begin(Folder.at(run / "more"), "pairs", PAIRS, Lineage("test", {}))
     assert takedown(URLS[0])["unfinished"] == [str(run / "more")]
+
+
+def test_pictures_that_were_added_to_an_index_go_by_it(run, takedown):
+    more = [f"http://example.org/more-{row}.jpg" for row in range(4)]
+    rows = [pair(url) for url in more]
+    pairs = publish(run / "more" / "pairs", [pa.Table.from_pylist(rows, PAIRS)], Lineage("t", {}))
+    vectors = np.full((4, Q, E), 0.5, np.float32)
+    frozen = {"checkpoint": {"digest": "c" * 64, "stage": 1}}
+    images = publish(
+        run / "more" / "image_embeddings",
+        [image_rows([row["uid"] for row in rows], vectors, [True] * 4)],
+        Lineage("embed", {}, (), frozen),
+    )
+    index = Folder.at(run / "index")
+    addition = next_addition(index, Sources(pairs, images, None, "all"))
+    begin(addition.folder, addition.sources.lineage)
+    assert takedown(more[0])["unfinished"] == [str(run / "index" / "added-00001")]
+    again = Sources(Dataset.open(pairs.folder), images, None, "all")
+    addition = next_addition(index, again)  # it goes on by the same command
+    build_index(addition.folder, addition.sources, lambda count: None)
+    publish_addition(index, addition.folder)
+    report = takedown(more[1], URLS[3])
+    assert report["datasets_and_indexes"][str(run / "index")] == 2
+    assert report["unfinished"] == []
+    assert read_tombstones(index) == {uid_of_url(url) for url in (more[1], URLS[3])}
+    assert not (run / "index" / "added-00001" / "tombstones.json").exists()
+    (found,) = RetrievalIndex.open(index).search_texts(vectors[0, :1], 99)
+    left = {*URLS, *more[2:]} - {URLS[3]}
+    assert {one.url for one in found} == left
 
 
 def test_wrong_input_is_one_line(run, tmp_path, capsys):

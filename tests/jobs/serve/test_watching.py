@@ -42,6 +42,28 @@ def test_what_cannot_be_read_leaves_what_was_there_and_is_tried_again(tmp_path, 
     assert watched.get() == b"2"
 
 
+def test_files_that_come_with_a_value_are_looked_at_from_then_on(tmp_path):
+    folder = Folder.at(tmp_path)
+    folder.publish_json("list", ["a"])
+
+    def make() -> list[str]:
+        return folder.read_json("list")
+
+    def files(names: list[str]) -> list[tuple[Folder, str]]:
+        return [(folder, "list"), *((folder, name) for name in names)]
+
+    made = []
+    watched = Watched(files(["a"]), lambda: made.append(make()) or made[-1], 3600.0, files)
+    folder.publish_json("list", ["a", "b"])
+    assert watched.get() == ["a"]
+    assert watched.get(now=True) == ["a", "b"]
+    made.clear()
+    folder.publish("b", b"x")
+    watched.get(now=True)
+    watched.get(now=True)
+    assert made == [["a", "b"]]
+
+
 def test_files_are_not_looked_at_for_every_use(tmp_path):
     folder = Folder.at(tmp_path)
     watched = Watched([(folder, "a")], lambda: folder.size("a"), 3600.0)
