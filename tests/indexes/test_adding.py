@@ -260,7 +260,7 @@ def test_an_addition_that_is_gone_or_another_is_named(folder, families, monkeypa
 def test_on_an_object_store_it_is_the_same(folder, families):
     memory = fsspec.filesystem("memory", skip_instance_cache=True)
     memory.store.clear()
-    far = Folder(pafs.PyFileSystem(pafs.FSSpecHandler(memory)), "/bucket/index")
+    far = Folder(pafs.PyFileSystem(pafs.FSSpecHandler(memory)), "/added/index")
     make(far, families[0].sources())
     for home in (far, folder):
         assert add(home, families[1].sources()) == (16, 6)
