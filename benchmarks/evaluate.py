@@ -34,7 +34,7 @@ import pyarrow as pa
 import torch
 
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
-from model.pretrained.encoders import EncoderSpec
+from model.pretrained.encoder_spec import EncoderSpec
 from model.qformer import QFormerConfig
 from model.stage1 import Stage1
 from model.vocabulary import learned_tokenizer

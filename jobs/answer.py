@@ -9,7 +9,7 @@ import tyro
 from jobs.subjects import SubjectsConfig, open_subjects
 from jobs.texts import OutputConfig, tell, write_of
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_stage2
+from model.checkpoint_frozen import load_stage2
 from model.generation.settings import GenerationConfig
 from model.generation.stage2 import write_texts
 from model.language_text import QUESTION_PROMPT

@@ -11,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 import tyro
 
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_encoder_of, load_stage1, load_stage2
+from model.checkpoint_frozen import load_encoder_of, load_stage2
+from model.checkpoint_models import load_stage1
 from model.exchange import lavis
 from model.exchange.hugging_face import LACKING, is_kept_frozen, to_hugging_face
 from model.exchange.hugging_face_models import generation_model, retrieval_model

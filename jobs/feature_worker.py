@@ -13,7 +13,8 @@ from PIL import Image
 
 from jobs.shards import Task
 from model.pretrained.augmentation import ViewsConfig, random_view
-from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
+from model.pretrained.encoder_spec import EncoderSpec
+from model.pretrained.encoders import EncoderConfig, VisionEncoder, load_encoder
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset, Shard, decode_row
 from pipeline.errors import ConfigError, DatasetError

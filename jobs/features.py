@@ -20,7 +20,8 @@ from jobs.feature_worker import (
 )
 from jobs.shards import PoolConfig, Task
 from model.pretrained.augmentation import ViewsConfig
-from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.encoder_spec import EncoderSpec
+from model.pretrained.encoders import EncoderConfig, load_encoder
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError

@@ -24,7 +24,8 @@ from model.exchange.lavis_tower import lavis_tower
 from model.heads import HeadState, head_states, heads_to_tell
 from model.objectives import ITG, LOSSES
 from model.pretrained.digests import folder_digest, tensors_digest, weights_digest
-from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.encoder_spec import EncoderSpec
+from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.pretrained.hub import local_folder
 from model.pretrained.language import LanguageModel
 from model.pretrained.language_loading import load_language_model

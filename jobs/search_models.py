@@ -14,7 +14,8 @@ from torch import Tensor
 
 from indexes.retrieval import FoundPicture
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_encoder_of, load_stage1
+from model.checkpoint_frozen import load_encoder_of
+from model.checkpoint_models import load_stage1
 from model.pretrained.encoders import VisionEncoder
 from model.reranking import rerank_scores
 from model.stage1 import Stage1

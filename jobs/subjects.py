@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jobs.device import Device, torch_device
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import check_features, load_encoder_of
+from model.checkpoint_frozen import load_encoder_of
+from model.checkpoint_models import check_features
 from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.loader import as_tensor

@@ -23,7 +23,8 @@
     ranks       tensors across the processes that train together
     device_flags     what the device decides, told to the host later
     checkpoint  weights in a folder, with what they were made from
-    checkpoint_models    the models of a checkpoint
+    checkpoint_models    what a checkpoint has trained
+    checkpoint_frozen    the frozen models that it was trained with
     heads       which of its heads were trained, and by what
     costs       what all these compute and hold, counted without a weight
     exchange    weights from LAVIS and transformers, and to them

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.pretrained.encoders import EncoderSpec
+from model.pretrained.encoder_spec import EncoderSpec
 from model.qformer import QFormerConfig
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.lineage import Lineage, canonical_digest

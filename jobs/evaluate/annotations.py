@@ -17,7 +17,8 @@ from jobs.features import Features
 from jobs.ingest import Ingest
 from jobs.shards import PoolConfig
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import check_features, encoder_of
+from model.checkpoint_frozen import encoder_of
+from model.checkpoint_models import check_features
 from pipeline.annotations import AnnotationSource
 from pipeline.curate import SplitConfig
 from pipeline.dataset import Dataset

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, CLIPModel, CLIPProcessor
+from transformers import AutoConfig
 
 from model.pretrained.digests import folder_digest
 from model.pretrained.hub import local_folder
@@ -72,6 +72,8 @@ class ClipJudge:
     _model: Any
 
     def __init__(self, clip: Clip, device: str = "cpu") -> None:
+        from transformers import CLIPModel, CLIPProcessor  # seconds that no other judge needs
+
         if Clip.of(clip.location).digest != clip.digest:
             raise DatasetError(f"clip:{clip.location}: this worker has another one")
         folder = local_folder(clip.location)

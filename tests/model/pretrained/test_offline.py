@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.pretrained import offline
 from model.pretrained.digests import weights_digest
 from model.pretrained.encoders import EncoderConfig, load_encoder
 from model.pretrained.offline import efficientnet_lite0, minilm, smollm2
@@ -70,8 +69,8 @@ def packed(monkeypatch, tmp_path, make_language, byte_tokenizer):
 
         monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
 
-    from_here(offline.AutoModelForCausalLM)
-    from_here(offline.AutoTokenizer)
+    from_here(AutoModelForCausalLM)
+    from_here(AutoTokenizer)
     return small, read
 
 
