@@ -15,6 +15,7 @@
     gathering   what an index shard holds of them, as files
     filling     a proposer trained and filled in steps that survive a kill
     faiss_files a proposer as a file
+    threads     how many cores FAISS computes with
     storage     an index as a folder; index.json, published last
     building    an index, shard by shard
     parts       an index with its additions

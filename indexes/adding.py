@@ -33,15 +33,15 @@ class Addition:
 
 
 def next_addition(folder: Folder, sources: Sources) -> Addition | None:
-    """What an index would get; None where it has been made of, or was given, just that.
+    """What an index would get; None where it has all of it.
 
     Args:
         folder: of the index, whose lock is held.
         sources: what is to be added.
 
     Raises:
-        ConfigError: there is no index, the two do not go together, there is no new picture, or
-            something else is being added.
+        ConfigError: there is no index, the two do not go together, the split is empty, or something
+            else is being added.
         DatasetError: the index is damaged.
     """
     parts = read_parts(folder)
@@ -57,9 +57,10 @@ def next_addition(folder: Folder, sources: Sources) -> Addition | None:
             f"{home}: another addition was begun there ({difference}); end it first, or remove it"
         )
     num_wanted, num_known = count_wanted(added)
+    if not num_wanted:
+        raise ConfigError(f"{sources.pairs.folder}: no picture of split {sources.split!r}")
     if num_known == num_wanted:
-        what = f"of split {sources.split!r}" + (f" but {num_known:,} it has" if num_known else "")
-        raise ConfigError(f"{folder}: {sources.pairs.folder} has no picture {what}")
+        return None
     return Addition(home, added, num_wanted, num_known)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Literal
 
-import faiss
 import tyro
 
 from indexes.adding import next_addition, publish_addition
@@ -16,6 +15,7 @@ from indexes.parts import read_parts
 from indexes.retrieval import RetrievalIndex
 from indexes.sources import Sources, checkpoint_of
 from indexes.storage import IndexShard, begin, committed_shard
+from indexes.threads import use_threads
 from jobs.build import Incomplete, running
 from jobs.cluster import ClusterConfig, session
 from jobs.progress import Progress
@@ -133,7 +133,7 @@ class Index:
         shards = list(sources.index_shards())
         if len(shards) == 1:
             if self.threads is not None:
-                faiss.omp_set_num_threads(self.threads)
+                use_threads(self.threads)
             build(folder, sources, progress.advance)
             return
         tasks = [
@@ -199,7 +199,7 @@ class Index:
 
 def _worker(folder: Folder, sources: Sources, threads: int) -> Callable[[Task], IndexShard]:
     """Builds index shards in a process of its own."""
-    faiss.omp_set_num_threads(threads)
+    use_threads(threads)
     shards = list(sources.index_shards())
 
     def work(task: Task) -> IndexShard:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 import yaml
 
 from indexes.parts import Part
@@ -27,13 +28,13 @@ class PlacesConfig:
     checkpoint: str | None = None
     """Checkpoint that made the embeddings, if it is not where `viaduct index` was told."""
 
-    pairs: tuple[str, ...] = ()
+    pairs: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Dataset `pairs` with the pictures, if it is not where `viaduct index` was told. Of an index
-    with additions those that are elsewhere, in any order."""
+    with additions the option may be given several times, in any order."""
 
-    features: tuple[str, ...] = ()
-    """Dataset `features` beside `pairs`, for --rerank, or several as for --pairs; without it, and
-    if `viaduct index` was told of none, the pictures found are encoded again."""
+    features: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Dataset `features` beside `pairs`, for --rerank; several as with --pairs. Without it, and if
+    `viaduct index` was told of none, the pictures found are encoded again."""
 
     weights: str | None = None
     """The vision encoder's .safetensors file, if its weights came from one."""

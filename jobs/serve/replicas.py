@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import torch
 from PIL import Image
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
 from indexes.storage import INDEX
+from indexes.threads import use_threads
 from jobs.search_models import CheckpointEmbedder, token_source
 from jobs.search_places import Places, PlacesConfig
 from jobs.search_queries import Find, Query, Searcher, as_json
@@ -86,7 +86,7 @@ class Replica:
 
     def __init__(self, work: ReplicaWork) -> None:
         torch.set_num_threads(work.threads)
-        faiss.omp_set_num_threads(work.threads)
+        use_threads(work.threads)
         self._work = work
         index = RetrievalIndex.open(work.index)
         self._has_captions = index.caption_vectors is not None

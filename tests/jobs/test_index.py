@@ -565,9 +565,10 @@ def test_captions_and_reranking_go_over_all_parts(made, index, capsys):
     asked = (index, "a red boat", "--k", 17, "--rerank", 17)
     encoded = searched(capsys, *asked)["searches"][0]["results"]
     both = [made.home / name / "features" for name in ("embeddings-2", "embeddings")]
-    moved = ("--pairs", made.home / "pairs-2", made.home / "pairs")
+    moved = ("--pairs", made.home / "pairs-2", "--pairs", made.home / "pairs")
     for given in (both[:1], both[1:], both):
-        cached = searched(capsys, *asked, "--features", *given, *moved)["searches"][0]["results"]
+        named = [word for features in given for word in ("--features", features)]
+        cached = searched(capsys, *asked, *named, *moved)["searches"][0]["results"]
         matches = {one["uid"]: one["match"] for one in encoded}
         for one in cached:
             assert one["match"] == pytest.approx(matches[one["uid"]], rel=0.02, abs=0.02)
