@@ -46,7 +46,7 @@ def next_addition(folder: Folder, sources: Sources) -> Addition | None:
     """
     parts = read_parts(folder)
     _check_fits(parts[0], sources)
-    if any(_is_of(part.manifest.lineage, sources) for part in parts):
+    if any(not part.lineage.difference(sources.lineage) for part in parts):
         return None
     tables = tuple(table for part in parts for table in part.tables)
     added = replace(sources, known=Known(parts[0].manifest.digest, tables))
@@ -103,12 +103,6 @@ def _check_fits(part: Part, sources: Sources) -> None:
     if manifest.has_captions != (sources.texts is not None):
         theirs, ours = ("has", "none") if manifest.has_captions else ("has no", "some")
         raise ConfigError(f"{part.folder}: {theirs} vectors of captions, what is added has {ours}")
-
-
-def _is_of(lineage: Lineage, sources: Sources) -> bool:
-    """Whether a part was made of these datasets in this way, whatever it was added to."""
-    parents = tuple(parent for parent in lineage.parents if parent.kind != "index")
-    return not replace(lineage, parents=parents).difference(sources.lineage)
 
 
 def _begun(home: Folder) -> Lineage | None:

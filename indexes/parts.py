@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 
 from indexes.gathering import PICTURES
 from indexes.storage import INDEX, IndexManifest, read_manifest
-from pipeline.dataset import DRAFT, read_table
+from pipeline.dataset import read_table, why_unpublished
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.lineage import Lineage
 from pipeline.schemas import UID
 from pipeline.storage import Folder
 
@@ -36,6 +37,11 @@ class Part:
         """Of the dataset `pairs` whose pictures these are."""
         return {parent.kind: parent.digest for parent in self.manifest.lineage.parents}["pairs"]
 
+    @property
+    def lineage(self) -> Lineage:
+        """What its own pictures were made of; of an addition without what it was added to."""
+        return self.manifest.lineage.without("index")
+
 
 def read_parts(folder: Folder) -> tuple[Part, ...]:
     """All parts of a published index.
@@ -46,7 +52,7 @@ def read_parts(folder: Folder) -> tuple[Part, ...]:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise ConfigError(_why_no_index(folder))
+        raise ConfigError(why_unpublished(folder, "index", INDEX))
     if manifest.is_addition:
         raise ConfigError(f"{folder}: is an addition; name the index that it lies in")
     parts = [Part(folder, manifest)]
@@ -69,11 +75,3 @@ def indexed(folder: Folder, uids: Set[bytes]) -> frozenset[bytes]:
             column = read_table(*table, ["uid"]).column("uid")
             found.update(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
     return frozenset(found)
-
-
-def _why_no_index(folder: Folder) -> str:
-    if not folder.exists():
-        return f"{folder}: no such folder"
-    if folder.size(DRAFT) is not None:
-        return f"{folder}: not finished; run its job again"
-    return f"{folder}: no index (it has no {INDEX})"

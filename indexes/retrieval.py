@@ -33,6 +33,7 @@ from pipeline.dataset import check_bytes, read_table
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.shard import FileEntry
 from pipeline.storage import Folder
+from pipeline.tombstones import FILE as TOMBSTONES
 from pipeline.tombstones import live_mask, read_tombstones
 
 
@@ -130,6 +131,11 @@ class RetrievalIndex:
     def digest(self) -> str:
         """Covers the additions."""
         return self.manifest.digest
+
+    @property
+    def changing_files(self) -> list[tuple[Folder, str]]:
+        """What additions and takedowns write anew, by folder and name; it may be absent."""
+        return [(self.folder, INDEX), (self.folder, TOMBSTONES)]
 
     @property
     def has_additions(self) -> bool:

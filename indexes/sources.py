@@ -35,7 +35,7 @@ class Sources:
 
     def __post_init__(self) -> None:
         check_side_by_side(*self._all)
-        checkpoint = checkpoint_of(self.images)
+        checkpoint = self.checkpoint
         if self.texts is not None and checkpoint_of(self.texts) != checkpoint:
             raise ConfigError(
                 f"{self.images.folder} and {self.texts.folder} are of different checkpoints: "

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
@@ -65,11 +65,9 @@ class Places:
             raise ConfigError(
                 f"{self.index.folder}: remembers no checkpoint; name it with --checkpoint"
             )
-        if self.config.checkpoint is not None:
+        given = self.config.checkpoint is not None
+        with nullcontext() if given else _hint("checkpoint", "it was"):
             checkpoint = Checkpoint.open(place)
-        else:
-            with _hint("checkpoint", "it was"):
-                checkpoint = Checkpoint.open(place)
         self.index.check_checkpoint(checkpoint.digest, place)
         return checkpoint
 

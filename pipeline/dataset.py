@@ -65,7 +65,9 @@ class Dataset:
         folder = location if isinstance(location, Folder) else Folder.at(location)
         value = folder.read_json(MANIFEST)
         if value is None:
-            raise ConfigError(_why_no_dataset(folder))
+            raise ConfigError(
+                why_unpublished(folder, "dataset", MANIFEST, ", it goes on where it stopped")
+            )
         manifest = Manifest.from_json(value, f"{folder}/{MANIFEST}")
         if kind is not None and manifest.kind != kind:
             raise ConfigError(f"{folder}: holds {manifest.kind!r}, but {kind!r} is needed")
@@ -234,9 +236,17 @@ def _shard_difference(a: ShardRecord | None, b: ShardRecord | None) -> str:
     return "holds other pictures"
 
 
-def _why_no_dataset(folder: Folder) -> str:
+def why_unpublished(folder: Folder, kind: str, manifest: str, then: str = "") -> str:
+    """Why nothing of a kind is published in a folder, as one line.
+
+    Args:
+        folder: without that manifest.
+        kind: of what was looked for, for people.
+        manifest: the file that is published last.
+        then: said after the advice to run the job again.
+    """
     if not folder.exists():
         return f"{folder}: no such folder"
     if folder.size(DRAFT) is not None:
-        return f"{folder}: not finished; run its job again, it goes on where it stopped"
-    return f"{folder}: no dataset (it has no {MANIFEST})"
+        return f"{folder}: not finished; run its job again{then}"
+    return f"{folder}: no {kind} (it has no {manifest})"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -45,6 +45,11 @@ class Lineage:
         """Raises KeyError or TypeError where `value` is no lineage."""
         parents = tuple(Parent(p["kind"], p["digest"]) for p in value["parents"])
         return Lineage(value["job"], value["config"], parents, value["frozen"])
+
+    def without(self, kind: str) -> "Lineage":
+        """The same without its parents of a kind."""
+        others = tuple(parent for parent in self.parents if parent.kind != kind)
+        return replace(self, parents=others)
 
     def difference(self, other: "Lineage") -> str:
         """The first field in which the two differ, with both values; empty if they are equal."""

@@ -5,7 +5,7 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from indexes.gathering import PICTURE_VECTORS
@@ -191,38 +191,37 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
     index = folder.read_json(_INDEX)
     if folder.size(_METRICS) is not None:
         contents.trainings.append(_training(name, folder, checkpoint))
-    if checkpoint is None and index is None:
+    if index is not None and checkpoint is None:
+        _read_index(contents, name, folder, index)
+        return
+    if checkpoint is None:
         contents.unfinished.append(name)
         return
-    with reading(f"{folder}/{_INDEX if checkpoint is None else _CHECKPOINT}"):
-        value = index if checkpoint is None else checkpoint
-        kind = "index" if checkpoint is None else f"stage {int(checkpoint['stage'])}"
-        size = "" if checkpoint is None else f"{int(checkpoint['step']):,} steps"
-        if checkpoint is None:
-            size = _vectors(index)
-        lineage = Lineage.from_json(value["lineage"])
-        contents.made.append(Made(name, kind, str(value["digest"]), size, lineage))
-        if checkpoint is None:
-            named = [str(added["folder"]) for added in index["added"]]
-            for added in named:
-                contents.made.append(_addition(f"{name}/{added}", folder / added))
-            unnamed = unnamed_additions(folder, named)
-            contents.unfinished += [f"{name}/{addition.name}" for addition in unnamed]
+    with reading(f"{folder}/{_CHECKPOINT}"):
+        kind = f"stage {int(checkpoint['stage'])}"
+        size = f"{int(checkpoint['step']):,} steps"
+        lineage = Lineage.from_json(checkpoint["lineage"])
+        contents.made.append(Made(name, kind, str(checkpoint["digest"]), size, lineage))
 
 
-def _addition(name: str, folder: Folder) -> Made:
-    """Pictures that were added to an index; its name says to which."""
+def _read_index(contents: Contents, name: str, folder: Folder, index: Mapping[str, Any]) -> None:
+    """An index and what was added to it; the name of an addition says to which."""
     with reading(f"{folder}/{_INDEX}"):
-        value = folder.read_json(_INDEX)
-        lineage = Lineage.from_json(value["lineage"])
-        parents = tuple(parent for parent in lineage.parents if parent.kind != "index")
-        lineage = replace(lineage, parents=parents)
-        return Made(name, "addition", str(value["digest"]), _vectors(value), lineage)
+        contents.made.append(_indexed(name, "index", index))
+        named = [str(added["folder"]) for added in index["added"]]
+    for added in named:
+        with reading(f"{folder / added}/{_INDEX}"):
+            its = (folder / added).read_json(_INDEX)
+            contents.made.append(_indexed(f"{name}/{added}", "addition", its))
+    unnamed = unnamed_additions(folder, named)
+    contents.unfinished += [f"{name}/{addition.name}" for addition in unnamed]
 
 
-def _vectors(index: Mapping[str, Any]) -> str:
+def _indexed(name: str, kind: str, index: Mapping[str, Any]) -> Made:
     shards = [shard["files"][PICTURE_VECTORS] for shard in index["shards"]]
-    return f"{sum(int(vectors['rows']) for vectors in shards):,} vectors"
+    size = f"{sum(int(vectors['rows']) for vectors in shards):,} vectors"
+    lineage = Lineage.from_json(index["lineage"]).without("index")
+    return Made(name, kind, str(index["digest"]), size, lineage)
 
 
 def _splits(dataset: Dataset) -> dict[str, int]:

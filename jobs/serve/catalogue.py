@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
-from indexes.storage import INDEX
 from pipeline import tombstones
 from pipeline.dataset import Dataset
 from pipeline.errors import DatasetError
@@ -33,9 +32,8 @@ class Catalogue:
 
     @property
     def files(self) -> list[tuple[Folder, str]]:
-        """What changes with additions and takedowns, by folder and name."""
-        files = [(self._index.folder, INDEX), (self._index.folder, tombstones.FILE)]
-        return files + [(pairs.folder, tombstones.FILE) for pairs in self._pairs]
+        """As `changing_files`."""
+        return changing_files(self._index, self._pairs)
 
     @property
     def has_additions(self) -> bool:
@@ -83,6 +81,11 @@ class Catalogue:
             "has_captions": self._index.caption_vectors is not None,
             "examples": [uid.hex() for uid in uids if self.find(uid) is not None],
         }
+
+
+def changing_files(index: RetrievalIndex, pairs: Sequence[Dataset]) -> list[tuple[Folder, str]]:
+    """What additions and takedowns write anew, by folder and name; arguments as `Catalogue`."""
+    return index.changing_files + [(its.folder, tombstones.FILE) for its in pairs]
 
 
 def _first_halves(index: RetrievalIndex) -> np.ndarray:

@@ -10,14 +10,12 @@ import torch
 from PIL import Image
 
 from indexes.retrieval import FoundPicture, RetrievalIndex
-from indexes.storage import INDEX
 from indexes.threads import use_threads
 from jobs.search_models import CheckpointEmbedder, token_source
 from jobs.search_places import Places, PlacesConfig
 from jobs.search_queries import Find, Query, Searcher, as_json
 from jobs.serve.batching import Batcher
 from jobs.serve.watching import Watched
-from pipeline import tombstones
 from pipeline.pictures import PictureConfig, PictureFault, decode_stored, store
 
 _DECODED_AT_ONCE = 2
@@ -92,8 +90,7 @@ class Replica:
         self._has_captions = index.caption_vectors is not None
         checkpoint = Places(index, work.places).open_checkpoint()
         embedder = CheckpointEmbedder(checkpoint, work.places.weights, work.device)
-        watched = [(index.folder, INDEX), (index.folder, tombstones.FILE)]
-        self._searcher = Watched(watched, lambda: _open_searcher(work, embedder))
+        self._searcher = Watched(index.changing_files, lambda: _open_searcher(work, embedder))
         self._words = Batcher(self._answers, work.max_batch)
         self._heavy = Batcher(self._answers, work.max_heavy_batch)
         self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)

@@ -24,7 +24,7 @@ from jobs.cluster import cluster_device
 from jobs.search_places import Places, PlacesConfig, absolute
 from jobs.serve.access import Access
 from jobs.serve.app import make_app
-from jobs.serve.catalogue import Catalogue
+from jobs.serve.catalogue import Catalogue, changing_files
 from jobs.serve.connections import BoundedConnection
 from jobs.serve.limits import LimitsConfig
 from jobs.serve.metrics import Metrics
@@ -55,13 +55,13 @@ def open_catalogue(location: str, config: PlacesConfig) -> Watched[Catalogue]:
     index = RetrievalIndex.open(location)
     places = Places(index, config)
     places.open_features(places.open_checkpoint())
-    first = Catalogue(index, places.open_pairs())
+    files = changing_files(index, places.open_pairs())
 
     def make() -> Catalogue:
         opened = RetrievalIndex.open(location)
         return Catalogue(opened, Places(opened, config).open_pairs())
 
-    return Watched(first.files, make, files_of=lambda catalogue: catalogue.files)
+    return Watched(files, make, files_of=lambda catalogue: catalogue.files)
 
 
 @contextlib.contextmanager
