@@ -4,6 +4,7 @@ A copy is named by its content's digest, written aside and renamed, so that whoe
 of it, and a killed process leaves nothing but a file that the next one removes.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -16,6 +17,7 @@ from pipeline.storage import Folder, clear_errors
 
 _COPY, _ASIDE = ".arrow", ".part"
 _CHUNK_BYTES = 8 << 20
+_ROOM_LOCK = ".room.lock"
 _WAIT_S = 0.1
 
 
@@ -90,7 +92,8 @@ def _fetch(config: CacheConfig, remote: Folder, entry: FileEntry, name: str) -> 
                 os.fsync(file.fileno())
             if sha.hexdigest() != entry.digest:
                 raise DatasetError(f"{remote}/{entry.file}: is not what its record says")
-            os.replace(aside, f"{home.path}/{name}")
+            with home.locked(_ROOM_LOCK):  # or whoever counts just now would see neither name
+                os.replace(aside, f"{home.path}/{name}")
         finally:
             aside.unlink(missing_ok=True)
 
@@ -106,12 +109,14 @@ def _reserved(config: CacheConfig, entry: FileEntry, aside: Path) -> bool:
             f"cache_bytes: {config.cache_bytes} has no room for {entry.file} of {entry.bytes} bytes"
         )
     home = config.folder
-    with home.locked(".room.lock"):
+    with home.locked(_ROOM_LOCK):
         files = [path for path in Path(home.path).iterdir() if path.suffix in (_COPY, _ASIDE)]
+        present: dict[Path, os.stat_result] = {}
         for path in files:
-            if path.suffix == _ASIDE and path != aside:
-                _remove_if_left_behind(home, path)
-        present = {path: path.stat() for path in files if path != aside and path.exists()}
+            if path.suffix == _ASIDE:
+                _remove_if_left_behind(home, path, aside)
+            with contextlib.suppress(FileNotFoundError):  # left behind, or its fetch just failed
+                present[path] = path.stat()
         used = sum(stat.st_size for stat in present.values())
         copies = sorted((s.st_mtime_ns, p) for p, s in present.items() if p.suffix == _COPY)
         for _, path in copies:
@@ -126,13 +131,16 @@ def _reserved(config: CacheConfig, entry: FileEntry, aside: Path) -> bool:
         return True
 
 
-def _remove_if_left_behind(home: Folder, aside: Path) -> None:
-    """Remove what a killed process began to fetch: nobody holds its lock."""
-    try:
-        with home.locked(_lock_of(aside.name), refuse="is being fetched"):
-            aside.unlink(missing_ok=True)
-    except ConfigError:
+def _remove_if_left_behind(home: Folder, path: Path, aside: Path) -> None:
+    """Remove what a killed process began to fetch: its lock is free, or the one of `aside`."""
+    if _lock_of(path.name) == _lock_of(aside.name):
+        path.unlink()
         return
+    with (
+        contextlib.suppress(ConfigError),
+        home.locked(_lock_of(path.name), refuse="is being fetched"),
+    ):
+        path.unlink(missing_ok=True)
 
 
 def _lock_of(name: str) -> str:

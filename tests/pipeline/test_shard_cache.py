@@ -160,10 +160,19 @@ def test_what_a_killed_process_leaves_is_no_copy_and_goes(tmp_path, remote, entr
     assert [path.name for path in held(config)] == [f"{a.digest}.arrow"]
 
 
+def test_what_is_left_under_the_same_lock_goes_too(tmp_path, entries):
+    folder, (a, *_) = entries
+    config = config_of(tmp_path, entries, 1.2)
+    config.folder.create()
+    config.folder.publish(f"{a.digest[:2]}{'0' * 62}.part", bytes(a.bytes))
+    name = local_copy(config, folder, a)
+    assert [path.name for path in held(config)] == [name]
+
+
 def reads(location: str, config: CacheConfig, seed: int, failed) -> None:
     """Opens shards in an order of its own, and looks at what they hold."""
     features = Dataset.open(location, "features", config)
-    for number in np.random.default_rng(seed).integers(0, 4, 25).tolist():
+    for number in np.random.default_rng(seed).integers(0, 4, 200).tolist():
         uids = features.shard(number).table.column("uid").to_pylist()
         if uids != [(40 * number + row).to_bytes(16, "big") for row in range(40)]:
             failed.set()
