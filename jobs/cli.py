@@ -38,6 +38,10 @@ COMMANDS = {
     "takedown": ("Takedown", "pictures out of every dataset and index; which trainings saw them"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
     "plan": ("Plan", "bytes, hours and GB/s of each step of a run, before it is begun"),
+    "submit": ("Submit", "any of these as a run on a cluster"),
+    "runs": ("Runs", "the runs of a cluster"),
+    "runs follow": ("FollowRun", "a run's log until it ends"),
+    "runs stop": ("StopRun", "end a run, as Ctrl-C ends a command"),
     "demo": ("Demo", "the jobs one after the other, on a procedural web with the web's faults"),
 }
 """Subcommand to the class in the module of the same name, imported only when it is called."""
@@ -48,12 +52,15 @@ _MODULES = {
     "evaluate": "evaluate.retrieval",
     "evaluate captions": "evaluate.captions",
     "evaluate annotations": "evaluate.annotations",
+    "runs follow": "runs",
+    "runs stop": "runs",
 }
-"""Where the module is of another name: `import` cannot be one."""
+"""Where the module is of another name: `import` cannot be one, and some hold several commands."""
 
 _MAKES_NOTHING = (
     *("import", "export", "evaluate", "evaluate captions", "search", "serve", "caption"),
     *("answer", "report", "takedown", "inspect", "plan", "demo"),
+    *("submit", "runs", "runs follow", "runs stop"),
 )
 """Commands that have nothing to go on with."""
 
@@ -64,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
     0: done. 1: a fault of ours or of the cluster. 2: wrong input or damaged data, one line says
-    which. 3: shards were set aside, the rest is committed. 130: stopped by Ctrl-C or SIGTERM.
+    which. 3: shards were set aside, the rest is committed. 130: stopped by Ctrl-C or SIGTERM. What
+    follows a run on a cluster ends with that run's.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -73,11 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    command, rest = _command(arguments)
+    command, rest = split_command(arguments)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way of Ctrl-C
     try:
-        done = _parse(command, rest).run()
+        done = parse(command, rest).run()
     except KeyboardInterrupt:
         goes_on = "" if command in _MAKES_NOTHING else "; the same command goes on from here"
         print(f"viaduct {command}: stopped{goes_on}", file=sys.stderr)
@@ -85,29 +93,28 @@ def main(arguments: list[str] | None = None) -> int:
     except ViaductError as error:
         print(f"viaduct {command}: {error}", file=sys.stderr)
         return _exit_code(error)
+    if isinstance(done, int):
+        return done
     for made in done if isinstance(done, list) else [done]:
         if made is not None:
             print(f"{made.folder}: {made.summary}")
     return 0
 
 
-def _command(arguments: list[str]) -> tuple[str, list[str]]:
+def split_command(arguments: list[str]) -> tuple[str, list[str]]:
     """The command, of one word or two, and what is left of the arguments."""
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     return " ".join(arguments[:words]), arguments[words:]
 
 
-def _parse(command: str, arguments: list[str]) -> Any:
+def parse(command: str, arguments: list[str]) -> Any:
     """The configuration that the arguments describe.
 
     Raises:
         ConfigError: they describe none; one line says why.
         SystemExit: after --help.
     """
-    if command not in COMMANDS:
-        raise ConfigError(f"no such command; one of {', '.join(COMMANDS)} is needed")
-    module = importlib.import_module(f"jobs.{_MODULES.get(command, command.replace('-', '_'))}")
-    job = getattr(module, COMMANDS[command][0])
+    job = job_of(command)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -124,11 +131,26 @@ def _parse(command: str, arguments: list[str]) -> Any:
         raise ConfigError(_one_line(errors.getvalue())) from None
 
 
+def job_of(command: str) -> type:
+    """The configuration of a command.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if command not in COMMANDS:
+        raise ConfigError(f"no such command; one of {', '.join(COMMANDS)} is needed")
+    module = importlib.import_module(f"jobs.{_MODULES.get(command, command.replace('-', '_'))}")
+    return getattr(module, COMMANDS[command][0])
+
+
 def _with_saved(command: str, job: type, arguments: list[str]) -> list[str]:
     """`--recipe NAME` and `--config FILE` replaced by what they say; what stands later overrides.
 
-    Whatever their order, a file overrides a recipe, and options override both.
+    Whatever their order, a file overrides a recipe, and options override both. What stands behind
+    `--` is no option of this command.
     """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, behind = arguments[:end], arguments[end:]
     recipe, arguments = _taken(arguments, "--recipe", "no recipe")
     file, arguments = _taken(arguments, "--config", "no file")
     values = recipes.recipe_options(recipe, command) if recipe else {}
@@ -140,7 +162,13 @@ def _with_saved(command: str, job: type, arguments: list[str]) -> list[str]:
         for field in fields(job)
         if tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
     )
-    return [*settings.to_arguments(values, positional), *arguments]
+    return [*settings.to_arguments(values, positional), *arguments, *behind]
+
+
+def with_config(command: str, arguments: list[str]) -> list[str]:
+    """Arguments that mean the same on a machine without the file that --config names."""
+    file, _ = _taken(arguments, "--config", "no file")
+    return arguments if file is None else _with_saved(command, job_of(command), arguments)
 
 
 def _taken(arguments: list[str], option: str, without: str) -> tuple[str | None, list[str]]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from jobs import settings
-from jobs.cli import COMMANDS, _parse, main
+from jobs.cli import COMMANDS, main, parse
 from jobs.ingest import Ingest
 
 
@@ -96,9 +96,9 @@ def test_a_saved_configuration_runs_again_and_later_options_override_it(tmp_path
     job = Ingest(source="pairs.jsonl", out="raw", shard_rows=7)
     file = tmp_path / "config.yaml"
     file.write_bytes(settings.to_yaml(job))
-    assert _parse("ingest", ["--config", str(file)]) == job
-    assert _parse("ingest", [f"--config={file}"]) == job
-    changed = _parse("ingest", ["--config", str(file), "--shard-rows", "9"])
+    assert parse("ingest", ["--config", str(file)]) == job
+    assert parse("ingest", [f"--config={file}"]) == job
+    changed = parse("ingest", ["--config", str(file), "--shard-rows", "9"])
     assert changed.shard_rows == 9
     assert changed.source == "pairs.jsonl"
 

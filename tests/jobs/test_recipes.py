@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from jobs.cli import _parse, main
+from jobs.cli import main, parse
 from jobs.recipes import RECIPES
 from model.costs import encoder_cost, parameters_of
 from model.pretrained.architectures import language_shape
@@ -49,7 +49,7 @@ LANGUAGE = {
 
 
 def job(command: str, *options: str):
-    return _parse(command, [*WHERE[command], *options])
+    return parse(command, [*WHERE[command], *options])
 
 
 def test_there_is_one_for_each_pair_of_the_paper():

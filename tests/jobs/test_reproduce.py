@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import _command, _parse, main
+from jobs.cli import main, parse, split_command
 from jobs.recipes import RECIPES
 
 DOCS = Path(__file__).parents[2] / "docs" / "reproduce-blip2.md"
@@ -24,8 +24,8 @@ def test_every_command_is_one():
     said = commands()
     assert len(said) == DOCS.read_text().count("\n    viaduct ") > 15
     for words in said:
-        command, options = _command(words)
-        job = _parse(command, options)
+        command, options = split_command(words)
+        job = parse(command, options)
         if command in RECIPES["blip2-vit-g-opt-2.7b"].keys() - {"plan"}:
             assert "--recipe" in options
         if command == "train-stage1":

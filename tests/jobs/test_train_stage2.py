@@ -93,7 +93,7 @@ def test_stage_2_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def make_learner(command: list[object], stage1: Path) -> Stage2Learner:
     """What a command trains, in this process."""
-    job = cli._parse(str(command[0]), [str(word) for word in command[1:]])
+    job = cli.parse(str(command[0]), [str(word) for word in command[1:]])
     opened = TrainingData.open(job.features, job.captions, job.mix, job.order)
     checkpoint = Checkpoint.open(str(stage1))
     return Stage2Learner(job, checkpoint, opened, "", torch.device("cpu"))

@@ -66,7 +66,7 @@ def test_a_rank_reads_its_part_of_each_batch_in_its_epochs(
 ):
     """On 1, 2 and 4 ranks, the rows of each batch with their captions and epochs are the same."""
     command = [str(word) for word in [*stage1_command(tmp_path), *twice(data), *LANES]]
-    job = cli._parse(command[0], command[1:])
+    job = cli.parse(command[0], command[1:])
     read = TrainingData.open(job.features, job.captions, job.mix, job.order)
     cpu = SimpleNamespace(type="cpu")
     made = Stage1Learner(job, read, start_tokenizer(job.start, []).to_json(), cpu)
