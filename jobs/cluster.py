@@ -29,12 +29,26 @@ class ClusterConfig:
 
 
 def cluster_device(device: Literal["auto", "cuda", "cpu"]) -> str:
-    """Where workers compute: `auto` takes GPUs where Ray, which must be there, has any."""
+    """Where workers compute: `auto` takes GPUs where Ray, which must be there, has any.
+
+    Raises:
+        ConfigError: it has none now, but may get some: then the user must say it, for the device
+            is part of what is made.
+    """
     import ray
+
+    from jobs.capacity import can_grow
 
     if device != "auto":
         return device
-    return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        return "cuda"
+    if can_grow():
+        raise ConfigError(
+            "device: auto, but no GPU is up on this cluster, which can grow; say --device cuda, "
+            "so that one comes, or --device cpu"
+        )
+    return "cpu"
 
 
 @contextlib.contextmanager

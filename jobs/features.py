@@ -9,6 +9,7 @@ import tyro
 from ray.exceptions import RayTaskError
 
 from jobs.build import build, running
+from jobs.capacity import await_room, bundle
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.feature_worker import (
     SHARDS_AT_ONCE,
@@ -58,7 +59,7 @@ class Features:
             raise ConfigError(f"{out}: holds features of one view; choose another for several")
         with session(self.cluster):
             device = cluster_device(self.device)
-            spec = _spec(self.encoder)
+            spec = _spec(self.encoder, self.pool.on(device, self.cache.threads))
             made = []
             for view in range(self.views.views):
                 folder = out if self.views.views == 1 else out / f"view-{view}"
@@ -96,8 +97,8 @@ class Features:
         return Lineage("features", config, (work.pairs.as_parent,), encoder)
 
 
-def _spec(config: EncoderConfig) -> EncoderSpec:
-    """What the encoder is, found out by a worker: the head of a cluster may be small.
+def _spec(config: EncoderConfig, pool: PoolConfig) -> EncoderSpec:
+    """What the encoder is, found out where it will run: the head of a cluster may be small.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -106,7 +107,7 @@ def _spec(config: EncoderConfig) -> EncoderSpec:
     def describe() -> EncoderSpec:
         return load_encoder(config).spec
 
-    return _remotely(describe)
+    return _remotely(describe, pool)
 
 
 def _calibrated(work: FeatureWork, pool: PoolConfig) -> FeatureWork:
@@ -117,15 +118,15 @@ def _calibrated(work: FeatureWork, pool: PoolConfig) -> FeatureWork:
         def calibrate() -> Any:
             return FeatureWorker(work).channels()
 
-        channels = _remotely(
-            calibrate, num_cpus=pool.cpus_per_worker, num_gpus=pool.gpus_per_worker
-        )
+        channels = _remotely(calibrate, pool)
         publish_channels(work.out, channels)
     return replace(work, channels=channels)
 
 
-def _remotely(function: Any, **resources: float) -> Any:
-    """What a function returns, or raises, in a process of Ray's."""
+def _remotely(function: Any, pool: PoolConfig) -> Any:
+    """What a function returns, or raises, in a process that has what a worker has."""
+    await_room([bundle(pool.cpus_per_worker, pool.gpus_per_worker)])
+    resources = {"num_cpus": pool.cpus_per_worker, "num_gpus": pool.gpus_per_worker}
     try:
         return ray.get(ray.remote(function).options(**resources).remote())
     except RayTaskError as error:

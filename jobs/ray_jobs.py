@@ -91,10 +91,9 @@ class Cluster:
 
         if address is not None and address != "auto" and "://" not in address:
             raise ConfigError(f"address: {address!r} is no URL such as {ADDRESS}")
-        if address is not None:  # Ray lets the variable override what it is given
-            os.environ["RAY_API_SERVER_ADDRESS"] = address
         try:
-            return Cluster(JobSubmissionClient(ADDRESS), address)
+            with _overriding(address):
+                return Cluster(JobSubmissionClient(ADDRESS), address)
         except AuthenticationError as error:
             raise ConfigError(f"address: {_named(address)}: {first_line(error)}") from error
         except (OSError, RuntimeError, ValueError) as error:
@@ -205,6 +204,8 @@ class Cluster:
             write(part)
 
 
+_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
 _COMMAND = "viaduct_command"
 """The key under which Ray keeps a run's words."""
 
@@ -226,9 +227,24 @@ def _moment(milliseconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
 
 
+@contextmanager
+def _overriding(address: str | None) -> Iterator[None]:
+    """Have an address that is given go before the variable, which Ray would obey."""
+    before = os.environ.get(_VARIABLE)
+    if address is not None:
+        os.environ[_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_VARIABLE] = before
+        else:
+            os.environ.pop(_VARIABLE, None)
+
+
 def _named(address: str | None) -> str:
     """Where it was looked for."""
-    given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    given = os.environ.get(_VARIABLE) or os.environ.get("RAY_ADDRESS")
     return address or given or ADDRESS
 
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from jobs.capacity import Size, Wait, bundle
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class WorkersConfig:
     """The workers and their patience."""
 
     workers: int | None = None
-    """Workers at once; by default as many as the cluster's CPUs (or GPUs) hold."""
+    """Most workers at once; by default as many as the cluster's CPUs (or GPUs) hold, or come to
+    hold. A cluster that grows is asked for this number at once, without it for ever more while
+    there is work; either way work begins with the first that is up."""
 
     cpus_per_worker: float = 1.0
     """Cores each worker reserves."""
@@ -142,7 +145,7 @@ class Worker:
         self._work = make_worker()
 
     def ping(self) -> None:
-        """Answers if the process lives."""
+        """Answers if the process is up, and lives."""
 
     def run(self, task: Task) -> tuple[Made, int]:
         made = self._work(task)
@@ -167,6 +170,8 @@ class _Slot:
     actor: Any
     calls: dict[Any, _Call]
     """By Ray's reference, in the order in which they were made."""
+    is_up: bool = False
+    """Whether a node has it; if not, it waits for one."""
     idle_since: float = field(default_factory=time.monotonic)
 
     @property
@@ -218,6 +223,8 @@ class _Pool:
         self._on_done = on_done
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
+        self._each = bundle(config.cpus_per_worker, config.gpus_per_worker)
+        self._wait = Wait([self._each])
         self._actor_class = ray.remote(Worker).options(
             num_cpus=config.cpus_per_worker,
             num_gpus=config.gpus_per_worker,
@@ -235,38 +242,58 @@ class _Pool:
         self._outcome: Outcome[Any] = Outcome()
 
     def run(self) -> Outcome:
-        size = num_workers(self._config) if self._queue else 0
+        if not self._queue:
+            return self._outcome
+        size = Size(self._each, self._config.workers)
         with self._cleared_away():
             while self._queue or any(slot.tasks for slot in self._slots):
                 self._step(size)
         return self._outcome
 
-    def _step(self, size: int) -> None:
+    def _step(self, size: Size) -> None:
         """Hand out work, then wait for one event: a result, a death, a deadline, a shard due."""
         now = time.monotonic()
-        while now >= self._start_not_before and len(self._slots) < min(size, self._wanted()):
+        size.look()
+        while now >= self._start_not_before and len(self._slots) < min(size.wanted, self._wanted()):
             actor = self._actor_class.remote()
-            self._slots.append(_Slot(actor, {actor.start.remote(self._make_worker): _Call()}))
+            calls = (actor.ping.remote(), actor.start.remote(self._make_worker))
+            self._slots.append(_Slot(actor, {call: _Call() for call in calls}))
         for slot in sorted(self._slots, key=lambda slot: len(slot.calls)):
             if self._queue and self._queue[0][0] <= now and self._has_room(slot, size):
                 self._give(slot, now)
+        self._give_back()
         by_ref = {ref: slot for slot in self._slots for ref in slot.calls}
         for ref in _ready(list(by_ref), self._wait_s(now, size)):
             self._settle(by_ref[ref], ref)
         for slot in list(self._slots):
             self._check_deadlines(slot)
+        if any(slot.is_up for slot in self._slots):
+            self._wait.over()
+        elif self._slots:
+            self._wait.look()
+
+    def _give_back(self) -> None:
+        """End workers that there is no work for, so that their nodes need not come, or can go.
+
+        First those that wait for a node, then those that start, then idle ones.
+        """
+        spare = [slot for slot in self._slots if not slot.tasks]
+        for slot in sorted(spare, key=lambda slot: (slot.is_up, not slot.calls)):
+            if len(self._slots) <= self._wanted():
+                return
+            self._give_up(slot)
 
     def _wanted(self) -> int:
         """Workers there is work for."""
         return len(self._queue) + sum(bool(slot.tasks) for slot in self._slots)
 
-    def _has_room(self, slot: _Slot, size: int) -> bool:
+    def _has_room(self, slot: _Slot, size: Size) -> bool:
         """Whether a worker may take a shard; the last ones wait for whoever has none."""
         if len(slot.tasks) < len(slot.calls):  # it starts, or is asked whether it lives
             return False
-        return not slot.calls or (len(slot.calls) < self._at_once and len(self._queue) > size)
+        return not slot.calls or (len(slot.calls) < self._at_once and len(self._queue) > size.held)
 
-    def _wait_s(self, now: float, size: int) -> float:
+    def _wait_s(self, now: float, size: Size) -> float:
         """Seconds until something is to be done even if nothing is reported."""
         deadlines = (call.deadline for slot in self._slots for call in slot.calls.values())
         moments = [now + _POLL_S, *deadlines]
@@ -300,8 +327,10 @@ class _Pool:
             self._died(slot, f"its worker died ({_exit_detail(error)})")
             return
         self._over(slot, ref)
+        slot.is_up = True
         if task is None:
-            self._has_started, self._failed_starts = True, 0
+            if not slot.calls:  # it has started, or lives
+                self._has_started, self._failed_starts = True, 0
         else:
             made, peak = result
             self._outcome.done[task.number] = made.record
@@ -393,25 +422,6 @@ class _Pool:
         finally:
             for slot in self._slots:
                 ray.kill(slot.actor)
-
-
-def num_workers(config: WorkersConfig) -> int:
-    """How many workers the cluster holds, or as many as asked for.
-
-    Raises:
-        ConfigError: it cannot hold even one.
-    """
-    have = ray.cluster_resources()
-    limits = [config.workers] if config.workers else []
-    for kind, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        if not each:
-            continue
-        if have.get(kind, 0) < each:
-            raise ConfigError(
-                f"{kind.lower()}s_per_worker: {each:g}, but Ray has {have.get(kind, 0):g}"
-            )
-        limits.append(int(have[kind] / each))
-    return min(limits, default=1)
 
 
 def _ready(refs: list[Any], timeout_s: float) -> list[Any]:

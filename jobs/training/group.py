@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import ray
 
+from jobs.capacity import Bundle, await_room, bundle, can_grow, num_held
+from jobs.cluster import cluster_device
 from jobs.training.config import LoopConfig
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 
@@ -22,8 +24,9 @@ class RanksConfig:
     """The processes that train together."""
 
     ranks: int | None = None
-    """Processes; by default one for each GPU of the cluster, or one on CPUs. A training may go on
-    with another number: it sees the same pictures in the same order, but draws other dropout."""
+    """Processes; by default one for each GPU that the cluster has now, or one on CPUs; a cluster
+    that grows is asked for those that it lacks. A training may go on with another number: it sees
+    the same pictures in the same order, but draws other dropout."""
 
     threads: int | None = None
     """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
@@ -53,6 +56,11 @@ class Place:
     threads: int | None
     """Threads of a rank on a CPU; None on a GPU."""
 
+    @property
+    def bundle(self) -> Bundle:
+        """What a rank reserves."""
+        return bundle(self.threads or 0, float(self.cuda))
+
 
 def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
     """How many ranks, and where; within a Ray session.
@@ -62,18 +70,32 @@ def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
     """
     have = ray.cluster_resources()
     gpus, cpus = (int(have.get(kind, 0)) for kind in ("GPU", "CPU"))
-    cuda = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    cuda = cluster_device(config.device) == "cuda"
     num_ranks = config.ranks or (max(1, gpus) if cuda else 1)
     limit = gpus if cuda else cpus // (config.threads or 1)
     if num_ranks > limit:
-        kind = "GPUs" if cuda else f"times {config.threads or 1} CPUs"
-        raise ConfigError(f"ranks: {num_ranks}, but Ray has {limit} {kind}")
+        _check_growth(num_ranks, limit, config, cuda)
     if loop.micro_batch_size % num_ranks:
         times = f" times accumulate={loop.accumulate}" if loop.accumulate > 1 else ""
         raise ConfigError(
             f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}{times}"
         )
-    return Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
+    place = Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
+    if num_held(place.bundle) < num_ranks and not can_grow():  # they lie on too many nodes
+        raise ConfigError(
+            f"threads: {num_ranks} ranks of {place.threads} cores do not fit on the cluster's nodes"
+        )
+    await_room([place.bundle] * num_ranks)
+    return place
+
+
+def _check_growth(num_ranks: int, limit: int, config: RanksConfig, cuda: bool) -> None:
+    """Raise ConfigError unless the ranks that the cluster lacks may come."""
+    if not can_grow():
+        kind = "GPUs" if cuda else f"times {config.threads or 1} CPUs"
+        raise ConfigError(f"ranks: {num_ranks}, but Ray has {limit} {kind}")
+    if not cuda and config.threads is None:
+        raise ConfigError("threads: say how many cores a rank has, for they are still to come")
 
 
 def run_ranks(
@@ -124,7 +146,7 @@ def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
             scaling_config=ScalingConfig(
                 num_workers=place.num_ranks,
                 use_gpu=place.cuda,
-                resources_per_worker={"GPU": 1} if place.cuda else {"CPU": place.threads},
+                resources_per_worker=dict(place.bundle),
             ),
             run_config=RunConfig(
                 name="train",

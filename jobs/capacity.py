@@ -1,0 +1,203 @@
+"""What a Ray cluster holds now, what it can grow to, and what a job waits for."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Bundle = Mapping[str, float]
+"""What one worker reserves: amounts of CPU and GPU, none of them zero."""
+
+_MOST_ASKED = 256
+"""Workers asked for at once beyond what there is."""
+_LOOK_EVERY_S = 5.0
+_FIRST_TOLD_S = 10.0
+_TOLD_EVERY_S = 60.0
+_GIVE_UP_S = 60.0
+"""For so long the autoscaler must have had nothing that could hold a worker."""
+
+
+def bundle(cpus: float, gpus: float) -> Bundle:
+    """What a worker of so many cores and GPUs reserves."""
+    return {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each}
+
+
+def num_held(each: Bundle) -> int:
+    """How many workers fit on the nodes that are up, whoever uses them now."""
+    return sum(_fitting(node, each) for node in _nodes())
+
+
+def can_grow() -> bool:
+    """Whether the cluster has an autoscaler that brings up nodes for workers that wait.
+
+    Clusters of `ray up` and KubeRay have (version 2); the Ray of a job's own, and what
+    `ray start` makes, have none.
+    """
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    # Through Ray Client nobody can be asked.
+    return not ray.util.client.ray.is_connected() and is_autoscaler_v2(fetch_from_server=True)
+
+
+class Size:
+    """How many workers a pool asks for, as the cluster grows and shrinks.
+
+    On a cluster that cannot grow as many as it holds. On one that can, a given number is asked for
+    from the beginning; without one, first a worker more than there is room for, then as many as
+    came, so that it doubles, and one that has all its nodes is asked in vain for few.
+    """
+
+    def __init__(self, each: Bundle, most: int | None) -> None:
+        """For workers of this size, at most so many.
+
+        Raises:
+            ConfigError: no node holds one, and none can come.
+        """
+        self._each, self._most = each, most
+        self._grows = can_grow()
+        self._first = self.held = self._held()
+        self._looked = time.monotonic()
+        _require(each)
+
+    held: int
+    """Workers that the cluster holds."""
+
+    @property
+    def wanted(self) -> int:
+        """Workers that it is asked for."""
+        if not self._grows:
+            return self.held
+        if self._most is not None:
+            return self._most
+        return self.held + min(_MOST_ASKED, max(1, self.held - self._first))
+
+    def look(self) -> None:
+        """See what the cluster holds by now."""
+        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
+            self.held = self._held()
+            self._looked = time.monotonic()
+
+    def _held(self) -> int:
+        held = num_held(self._each) if self._each else self._most or 1
+        return held if self._most is None else min(held, self._most)
+
+
+class Wait:
+    """Says in the log what is waited for, and gives up where it can never come."""
+
+    def __init__(self, wanted: Sequence[Bundle]) -> None:
+        """For workers that are to start together, of these sizes."""
+        self._wanted = wanted
+        self.over()
+
+    def over(self) -> None:
+        """Something has started; what comes is waited for anew."""
+        self._begun = self._looked = time.monotonic()
+        self._told = float("-inf")
+        self._hopeless_since: float | None = None
+
+    def look(self) -> None:
+        """Called again and again while nothing has started.
+
+        Raises:
+            ConfigError: no node is there that could ever hold it, and the autoscaler has none.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        each = max(self._wanted, key=lambda its: sum(its.values()))
+        why = "other work has what there is"
+        if len(self._wanted) > num_held(each):
+            starting, hopeless = _autoscaler(each)
+            why = f"nodes start: {', '.join(starting)}" if starting else "the autoscaler is asked"
+            self._hopeless_since = (self._hopeless_since or now) if hopeless else None
+            if self._hopeless_since and now - self._hopeless_since >= _GIVE_UP_S:
+                raise ConfigError(f"{_too_large(each)}, and the autoscaler has no node to add")
+        if now - self._begun >= _FIRST_TOLD_S and now - self._told >= _TOLD_EVERY_S:
+            self._told = now
+            logger.info("waits for %d x %s: %s", len(self._wanted), _words(each), why)
+
+
+def await_room(wanted: Sequence[Bundle]) -> None:
+    """Wait until the cluster has free room for these together, then leave it to whoever follows.
+
+    Raises:
+        ConfigError: it never will.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    for each in wanted:
+        _require(each)
+    group = placement_group([dict(each) for each in wanted])
+    waiting = Wait(wanted)
+    try:
+        while not group.wait(1):
+            waiting.look()
+    finally:
+        remove_placement_group(group)
+
+
+def _require(each: Bundle) -> None:
+    """Raise ConfigError where no node holds a worker and none can come."""
+    if not num_held(each) and not can_grow():
+        raise ConfigError(_too_large(each))
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Resources of the nodes that are up, whole."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fitting(node: Bundle, each: Bundle) -> int:
+    """Workers that fit on a node; Ray's amounts have four digits behind the point."""
+    return min((int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()), default=1)
+
+
+def _too_large(each: Bundle) -> str:
+    """Why a worker has no place on any node."""
+    nodes = _nodes()
+    for kind, amount in each.items():
+        most = max((node.get(kind, 0) for node in nodes), default=0)
+        if most < amount:
+            where = "Ray has" if len(nodes) == 1 else "no node of the cluster has more than"
+            return f"{kind.lower()}s_per_worker: {amount:g}, but {where} {most:g}"
+    return f"cpus_per_worker, gpus_per_worker: no node of the cluster has {_words(each)}"
+
+
+def _words(each: Bundle) -> str:
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in each.items()) or "a worker"
+
+
+def _autoscaler(each: Bundle) -> tuple[list[str], bool]:
+    """Types of the nodes that start, and whether there is no hope: no type can hold a worker."""
+    state = _autoscaling_state()
+    if not state.autoscaler_state_version:  # nobody has ever looked at what is asked for
+        return [], True
+    starting = {its.ray_node_type_name for its in state.pending_instances}
+    starting |= {its.ray_node_type_name for its in state.pending_instance_requests}
+    gangs = (
+        request for gang in state.infeasible_gang_resource_requests for request in gang.requests
+    )
+    refused = [*state.infeasible_resource_requests, *gangs]
+    hopeless = any(_asks_for(request.resources_bundle, each) for request in refused)
+    return sorted(starting), hopeless and not starting and not num_held(each)
+
+
+def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:
+    return all(abs(asked.get(kind, 0) - each.get(kind, 0)) < 1e-6 for kind in ("CPU", "GPU"))
+
+
+def _autoscaling_state() -> Any:
+    """What Ray's autoscaler told last."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    return GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
