@@ -51,6 +51,12 @@ def cluster_device(device: Literal["auto", "cuda", "cpu"]) -> str:
     return "cpu"
 
 
+def quieten() -> None:
+    """Have Ray report to nobody, and not say at each start how it asks for a token."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def session(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Be connected to Ray; a session that is there already is used and left alone.
@@ -63,8 +69,7 @@ def session(config: ClusterConfig, *, dashboard: bool = False) -> Iterator[None]
     Raises:
         ConfigError: no cluster answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    quieten()
     import ray
 
     if ray.is_initialized():

@@ -9,7 +9,7 @@ import tyro
 from ray.exceptions import RayTaskError
 
 from jobs.build import build, running
-from jobs.capacity import await_room, bundle
+from jobs.capacity import await_room
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.feature_worker import (
     SHARDS_AT_ONCE,
@@ -125,8 +125,9 @@ def _calibrated(work: FeatureWork, pool: PoolConfig) -> FeatureWork:
 
 def _remotely(function: Any, pool: PoolConfig) -> Any:
     """What a function returns, or raises, in a process that has what a worker has."""
-    await_room([bundle(pool.cpus_per_worker, pool.gpus_per_worker)])
-    resources = {"num_cpus": pool.cpus_per_worker, "num_gpus": pool.gpus_per_worker}
+    each = pool.bundle
+    await_room([each])
+    resources = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
     try:
         return ray.get(ray.remote(function).options(**resources).remote())
     except RayTaskError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster import quieten
 from pipeline.errors import ConfigError, ViaductError, first_line
 
 if TYPE_CHECKING:
@@ -86,11 +88,15 @@ class Cluster:
         Raises:
             ConfigError: no cluster answers there.
         """
+        quieten()
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
         if address is not None and address != "auto" and "://" not in address:
             raise ConfigError(f"address: {address!r} is no URL such as {ADDRESS}")
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        _take_token()
         try:
             with _overriding(address):
                 return Cluster(JobSubmissionClient(ADDRESS), address)
@@ -206,6 +212,12 @@ class Cluster:
 
 _VARIABLE = "RAY_API_SERVER_ADDRESS"
 
+_TALKATIVE = (
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of each upload and connection."""
+
 _COMMAND = "viaduct_command"
 """The key under which Ray keeps a run's words."""
 
@@ -225,6 +237,13 @@ def _run(job: Any) -> Run:
 
 def _moment(milliseconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(milliseconds / 1000, datetime.UTC)
+
+
+def _take_token() -> None:
+    """Send the user's token, if there is one: `ray start` asks for it then, its client does not."""
+    from ray._private.authentication import authentication_token_setup
+
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from jobs.capacity import Size, Wait, bundle
+from jobs.capacity import Bundle, Size, Wait, bundle
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ class WorkersConfig:
     hold. A cluster that grows is asked for this number at once, without it for ever more while
     there is work; either way work begins with the first that is up."""
 
-    cpus_per_worker: float = 1.0
-    """Cores each worker reserves."""
+    cpus_per_worker: float | None = None
+    """Cores each worker reserves; by default one, or one for each of its threads. Beside a GPU
+    none, so that nodes with GPUs need not declare cores, for which work on CPUs would take them."""
 
     gpus_per_worker: float = 0.0
     """GPUs each worker reserves; a share where it is below 1."""
@@ -64,17 +65,26 @@ class WorkersConfig:
             raise ConfigError(f"deadline_s: {self.deadline_s} is not positive")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers: {self.workers} is not positive")
-        if self.cpus_per_worker < 0 or self.gpus_per_worker < 0:
+        if (self.cpus_per_worker or 0) < 0 or self.gpus_per_worker < 0:
             raise ConfigError("cpus_per_worker, gpus_per_worker: must not be negative")
 
     def on(self, device: str, threads: int) -> Self:
         """For workers that compute on a device.
 
-        On a GPU each has a whole one unless told otherwise, on a CPU a core for each thread.
+        Unless told otherwise each has a whole GPU, or a core for each thread.
         """
         if device == "cpu":
-            return replace(self, cpus_per_worker=max(self.cpus_per_worker, float(threads)))
+            cpus = float(threads) if self.cpus_per_worker is None else self.cpus_per_worker
+            return replace(self, cpus_per_worker=cpus)
         return replace(self, gpus_per_worker=self.gpus_per_worker or 1.0)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What each worker reserves."""
+        cpus = self.cpus_per_worker
+        if cpus is None:
+            cpus = 0.0 if self.gpus_per_worker else 1.0
+        return bundle(cpus, self.gpus_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +233,11 @@ class _Pool:
         self._on_done = on_done
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
-        self._each = bundle(config.cpus_per_worker, config.gpus_per_worker)
+        self._each = config.bundle
         self._wait = Wait([self._each])
         self._actor_class = ray.remote(Worker).options(
-            num_cpus=config.cpus_per_worker,
-            num_gpus=config.gpus_per_worker,
+            num_cpus=self._each.get("CPU", 0),
+            num_gpus=self._each.get("GPU", 0),
             max_restarts=0,
             max_concurrency=at_once,
         )
@@ -261,7 +271,7 @@ class _Pool:
         for slot in sorted(self._slots, key=lambda slot: len(slot.calls)):
             if self._queue and self._queue[0][0] <= now and self._has_room(slot, size):
                 self._give(slot, now)
-        self._give_back()
+        self._give_back(size)
         by_ref = {ref: slot for slot in self._slots for ref in slot.calls}
         for ref in _ready(list(by_ref), self._wait_s(now, size)):
             self._settle(by_ref[ref], ref)
@@ -272,16 +282,16 @@ class _Pool:
         elif self._slots:
             self._wait.look()
 
-    def _give_back(self) -> None:
-        """End workers that there is no work for, so that their nodes need not come, or can go.
+    def _give_back(self, size: Size) -> None:
+        """End workers that there is no work or node for, so that none need come, and others can go.
 
         First those that wait for a node, then those that start, then idle ones.
         """
         spare = [slot for slot in self._slots if not slot.tasks]
         for slot in sorted(spare, key=lambda slot: (slot.is_up, not slot.calls)):
-            if len(self._slots) <= self._wanted():
-                return
-            self._give_up(slot)
+            most = self._wanted() if slot.is_up else min(size.wanted, self._wanted())
+            if len(self._slots) > most:
+                self._give_up(slot)
 
     def _wanted(self) -> int:
         """Workers there is work for."""

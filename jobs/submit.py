@@ -47,7 +47,8 @@ class Submit:
 
     driver_cpus: float | None = None
     """Cores to reserve for the command's own process, which then runs on a worker; with 0 it runs
-    on the head. By default 0 for commands that leave the work to Ray's workers, 1 for others."""
+    on the head. By default 0 for commands that leave the work to Ray's workers, 1 for others, or
+    0 beside a GPU."""
 
     driver_gpus: float = 0.0
     """GPUs to reserve for the command's own process, such as `caption`."""
@@ -91,7 +92,7 @@ class Submit:
     def _driver_cpus(self, command: SubmittedCommand) -> float:
         if self.driver_cpus is not None:
             return self.driver_cpus
-        return 1.0 if command.computes_itself else 0.0
+        return 1.0 if command.computes_itself and not self.driver_gpus else 0.0
 
 
 def _name(command: SubmittedCommand) -> str:

@@ -59,10 +59,10 @@ def submitted_command(words: Sequence[str]) -> SubmittedCommand:
     """
     from jobs.cli import parse, split_command, with_config
 
-    words = words[1:] if words[:1] == ("viaduct",) else words
+    words = list(words[1:] if list(words[:1]) == ["viaduct"] else words)
     if not words:
         raise ConfigError("command: none is given; `viaduct submit -- ingest ...`")
-    name, arguments = split_command(list(words))
+    name, arguments = split_command(words)
     if name in _HERE_ONLY:
         raise ConfigError(f"command: `viaduct {name}` runs here only")
     try:

@@ -88,7 +88,7 @@ def replicas(config: "Serve") -> Iterator[Answer]:
     """
     device = cluster_device(config.device)
     cores = int(ray.cluster_resources().get("CPU", 0))
-    if config.replicas > cores:
+    if device == "cpu" and config.replicas > cores:
         raise ConfigError(f"replicas: {config.replicas}, but Ray has {cores} cores")
     work = ReplicaWork(
         index=absolute(config.index),
@@ -105,7 +105,7 @@ def replicas(config: "Serve") -> Iterator[Answer]:
         name="search",
         num_replicas=config.replicas,
         max_ongoing_requests=config.limits.max_searches,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": 0 if gpus else 1, "num_gpus": gpus},
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
     )
     name = f"viaduct-{uuid.uuid4().hex[:8]}"

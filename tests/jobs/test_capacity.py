@@ -120,7 +120,8 @@ def test_what_can_never_come_ends_the_job(cluster, autoscaler, monkeypatch):
     refuse(autoscaler, CPU=1)
     Wait([bundle(1, 1)]).look()  # others are refused
     refuse(autoscaler, CPU=1, GPU=1)
-    with pytest.raises(ConfigError, match="gpus_per_worker: 1, but Ray has 0, and the autoscaler"):
+    cluster.append(CPU_NODE)
+    with pytest.raises(ConfigError, match=r"gpus_per_worker: 1, but no node .* than 0, and the a"):
         Wait([bundle(1, 1)]).look()
     autoscaler.pending_instances.add(ray_node_type_name="gpu_worker")
     Wait([bundle(1, 1)]).look()  # one comes, and holds it

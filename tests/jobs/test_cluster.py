@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._private.authentication import authentication_token_setup
+from ray._private.services import get_node_ip_address
 from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
@@ -32,8 +34,15 @@ pytestmark = pytest.mark.slow
 
 CLUSTER_FILE = Path(__file__).parents[2] / "ray_cluster.yaml"
 BIN = Path(sys.executable).parent
-SMALL = {"CPU": 2, "GPU": 1}
-"""Most of each that a node is given here."""
+COMMAND_LISTS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands"),
+    *("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),
+    *("cluster_synced_files", "rsync_exclude", "rsync_filter"),
+)
+"""Empty, for a node is a process here."""
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+SMALL = {"CPU": 1, "GPU": 1, "nodes": 2}
+"""Most of each that a node is given here, and most nodes of a type."""
 
 
 class LocalCluster:
@@ -88,9 +97,11 @@ def node_types() -> dict[str, dict]:
     """Those of the cluster file, small, under the name that the provider knows the head by."""
     types = yaml.safe_load(CLUSTER_FILE.read_text())["available_node_types"]
     for its in types.values():
-        its["resources"] = {kind: min(n, SMALL[kind]) for kind, n in its["resources"].items()}
+        its["resources"] = {
+            kind: min(amount, SMALL[kind]) for kind, amount in its["resources"].items()
+        }
         its["resources"]["object_store_memory"] = 80 << 20
-        its["max_workers"] = min(2, its.get("max_workers", 0))
+        its["max_workers"] = min(SMALL["nodes"], its.get("max_workers", 0))
         its["node_config"] = {}
     types["ray.head.default"] = types.pop("head") | {"max_workers": 0}
     return types
@@ -100,10 +111,11 @@ def node_types() -> dict[str, dict]:
 def cluster() -> Iterator[LocalCluster]:
     gcs, dashboard, agent, client = ports(4)
     home = Path(tempfile.mkdtemp(prefix="viaduct-"))
+    address = f"{get_node_ip_address()}:{gcs}"
     provider = {
-        "type": "fake_multinode",
-        "launch_multiple": True,
-        "gcs_address": f"127.0.0.1:{gcs}",
+        **{"type": "external", "module": PROVIDER, "launch_multiple": True},
+        **{"disable_node_updaters": True, "disable_launch_config_check": True},
+        **{"gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID},
     }
     config = {
         "cluster_name": "test",
@@ -113,15 +125,20 @@ def cluster() -> Iterator[LocalCluster]:
         "provider": provider,
         "available_node_types": node_types(),
         "head_node_type": "ray.head.default",
+        **{name: [] for name in COMMAND_LISTS},
+        "file_mounts": {},
     }
     (home / "cluster.json").write_text(json.dumps(config))
     command = [
         *(BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=0"),
-        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"),
+        *(f"--port={gcs}", f"--dashboard-port={dashboard}"),
         *("--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent}"),
         *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={home}", f"--autoscaling-config={home}/cluster.json"),
     ]
+    # Everybody is asked for the user's token, which `viaduct` and Ray's client take from its file.
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, capture_output=True)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_FAKE_CLUSTER": "1",
@@ -135,8 +152,9 @@ def cluster() -> Iterator[LocalCluster]:
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_until(lambda: answers(dashboard), 60)
-        yield LocalCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+        wait_until(lambda: head.poll() is not None or answers(dashboard), 90)
+        assert head.poll() is None, (home / "log.txt").read_text()
+        yield LocalCluster(address, f"http://127.0.0.1:{dashboard}")
     finally:
         head.terminate()  # --block ends what it started
         head.wait(timeout=60)
@@ -147,7 +165,7 @@ def answers(port: int) -> bool:
     try:
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         client.request("GET", "/api/version")
-        return client.getresponse().status == 200
+        return client.getresponse().status == 401  # without the token
     except OSError:
         return False
 
@@ -187,7 +205,8 @@ def test_nodes_come_for_the_work_and_go_when_idle(cluster, source, capfd):
     features = ("features", home / "pairs", "--out", home / "features", *encoder)
     # What computes is the CPU; what is reserved is a GPU.
     cluster.seen.clear()
-    computed = cluster.run(*features, "--device", "cpu", "--gpus-per-worker", 1)
+    reserve = ("--device", "cpu", "--gpus-per-worker", 1, "--cpus-per-worker", 0)
+    computed = cluster.run(*features, *reserve)
     assert computed.returncode == 0, computed.stderr
     assert cluster.seen == {"gpu_worker"}
     assert Dataset.open(home / "features").num_rows == Dataset.open(home / "pairs").num_rows

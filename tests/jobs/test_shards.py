@@ -69,13 +69,15 @@ def test_what_workers_tell_of_their_shards_is_added_up(tmp_path):
     [
         (PoolConfig(), "cpu", 3.0, 0.0),
         (PoolConfig(cpus_per_worker=4), "cpu", 4.0, 0.0),
-        (PoolConfig(), "cuda", 1.0, 1.0),
+        (PoolConfig(cpus_per_worker=0, gpus_per_worker=1), "cpu", 0.0, 1.0),
+        (PoolConfig(), "cuda", 0.0, 1.0),
         (PoolConfig(gpus_per_worker=0.25, cpus_per_worker=2), "cuda", 2.0, 0.25),
     ],
 )
 def test_workers_have_what_they_compute_with(pool, device, cpus, gpus):
-    chosen = pool.on(device, threads=3)
-    assert (chosen.cpus_per_worker, chosen.gpus_per_worker) == (cpus, gpus)
+    each = pool.on(device, threads=3).bundle
+    assert (each.get("CPU", 0), each.get("GPU", 0)) == (cpus, gpus)
+    assert PoolConfig().bundle == {"CPU": 1.0}
 
 
 def test_no_shards_are_no_work():
