@@ -1,6 +1,7 @@
 """Queries a second and recall of `viaduct index --kind auto` beside a torch brute force.
 
-    python benchmarks/search.py [--pictures N] [--embeddings E] [--work W] [--curve FILE.svg]
+    python benchmarks/search.py [--pictures N] [--vectors-per-picture V] [--embeddings E] [--work W]
+                                [--curve FILE.svg]
 
 Pictures of 32 vectors of 256 values and captions are resampled from the embeddings of a trained
 checkpoint (`resampled_embeddings.py` says how). Without --embeddings a stage 1 of that size is
@@ -69,6 +70,7 @@ CHECKPOINT = {"checkpoint": {"digest": "0" * 64, "stage": 1}}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--vectors-per-picture", type=int, help="merge the 32 into so many")
     parser.add_argument("--embeddings", help="made by `viaduct embed`, of captions too")
     parser.add_argument("--demo", default="runs/demo", help="what `make demo` left, to train on")
     parser.add_argument("--work", default="runs/search-benchmark")
@@ -83,9 +85,10 @@ def main() -> None:
         f"cores {faiss.omp_get_max_threads()}, FAISS {faiss.__version__}, torch {torch.__version__}"
     )
     print(f"real: {len(real.pictures):,} pictures, {told(distances(real.pictures, real.captions))}")
+    config = IndexConfig(vectors_per_picture=arguments.vectors_per_picture)
     sizes = sorted({size for size in (1_000, 10_000) if size < arguments.pictures})
     for size in [*sizes, arguments.pictures]:
-        found = of_size(real, size, work / f"{size}", arguments.curve)
+        found = of_size(real, size, config, work / f"{size}", arguments.curve)
         print(json.dumps({"pictures": size} | found), flush=True)
     print(json.dumps(found))
 
@@ -104,11 +107,13 @@ def embedded(demo: Path, work: Path) -> Path:
     return Path(out)
 
 
-def of_size(real: Embedded, size: int, home: Path, curve: str | None) -> dict[str, Any]:
+def of_size(
+    real: Embedded, size: int, config: IndexConfig, home: Path, curve: str | None
+) -> dict[str, Any]:
     """Build an index of so many pictures, and measure it."""
     shutil.rmtree(home, ignore_errors=True)
     try:
-        sources = resampled(real, size, home, np.random.default_rng(size))
+        sources = resampled(real, size, config, home, np.random.default_rng(size))
         folder = Folder.at(home / "index")
         begin(folder, sources.lineage)
         begun = time.monotonic()
@@ -139,8 +144,10 @@ def of_size(real: Embedded, size: int, home: Path, curve: str | None) -> dict[st
         shutil.rmtree(home, ignore_errors=True)
 
 
-def resampled(real: Embedded, size: int, home: Path, dice: np.random.Generator) -> Sources:
-    """Datasets of so many pictures with a caption each, on disk."""
+def resampled(
+    real: Embedded, size: int, config: IndexConfig, home: Path, dice: np.random.Generator
+) -> Sources:
+    """Datasets of so many pictures with a caption each, on disk, to be indexed as configured."""
     _, per_picture, embed_dim = real.pictures.shape
     schemas = {
         "pairs": PAIRS,
@@ -178,7 +185,7 @@ def resampled(real: Embedded, size: int, home: Path, dice: np.random.Generator) 
             )
     made = {kind: draft.publish(draft.committed().values()) for kind, draft in drafts.items()}
     return Sources(
-        made["pairs"], made["image_embeddings"], made["text_embeddings"], "all", None, IndexConfig()
+        made["pairs"], made["image_embeddings"], made["text_embeddings"], "all", None, config
     )
 
 
