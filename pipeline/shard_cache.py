@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.shard import FileEntry
-from pipeline.storage import Folder, clear_errors
+from pipeline.storage import Folder, Locked, clear_errors
 
 _COPY, _ASIDE = ".arrow", ".part"
 _CHUNK_BYTES = 8 << 20
@@ -137,8 +137,8 @@ def _remove_if_left_behind(home: Folder, path: Path, aside: Path) -> None:
         path.unlink()
         return
     with (
-        contextlib.suppress(ConfigError),
-        home.locked(_lock_of(path.name), refuse="is being fetched"),
+        contextlib.suppress(Locked),
+        home.locked(_lock_of(path.name), note="being fetched"),
     ):
         path.unlink(missing_ok=True)
 

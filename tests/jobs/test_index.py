@@ -31,6 +31,7 @@ from model.stage1 import Stage1
 from model.vocabulary import learned_tokenizer
 from pipeline.accounting import Account
 from pipeline.captions import kept_texts
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset, decode_row
 from pipeline.draft import Draft
 from pipeline.embeddings import image_rows, text_rows
@@ -243,9 +244,9 @@ def test_a_build_that_was_killed_goes_on_with_the_same_command(made, tmp_path, m
 
 def test_a_second_job_in_the_same_folder_is_refused(made, tmp_path, capsys):
     folder = Folder.at(tmp_path / "index")
-    with folder.locked(".lock", refuse="x"):
+    with claimed(folder, "viaduct x"):
         said = refused(capsys, *made.command[:-1], tmp_path / "index")
-    assert "another job is writing here (process" in said
+    assert "another job is writing here (viaduct x, process" in said
 
 
 def test_an_index_of_pictures_alone(made, tmp_path, capsys):
@@ -601,8 +602,9 @@ def test_an_addition_that_was_killed_goes_on_with_the_same_command(
 
 
 def test_what_cannot_be_added_is_one_line(made, index, tmp_path, capsys):
-    with Folder.at(index).locked(".lock", refuse="x"):
-        assert "index: another job is writing here (process" in refused(capsys, *made.add, index)
+    with claimed(Folder.at(index), "viaduct x"):
+        said = refused(capsys, *made.add, index)
+    assert "index: another job is writing here (viaduct x, process" in said
     assert "out, add_to: give one of them" in refused(capsys, *made.add[:-1])
     assert "out, add_to: give" in refused(capsys, *made.add, index, "--out", tmp_path / "x")
     images = made.home / "embeddings-2" / "image_embeddings"
