@@ -16,6 +16,7 @@ from jobs import settings
 from jobs.progress import Progress
 from jobs.shards import MakeWorker, Outcome, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
+from pipeline.claim import Claim, claimed
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ViaductError
@@ -41,11 +42,15 @@ class Incomplete(ViaductError):
 
 
 class RunLog:
-    """run.json: when, where, how long, how often tried. Never part of a digest."""
+    """run.json: when, where, how long, how often tried. Never part of a digest.
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._earlier = (folder.read_json(RUN_FILE) or {"runs": []})["runs"]
+    Args:
+        claim: on the folder; nothing is written once it is lost.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self._earlier = (claim.folder.read_json(RUN_FILE) or {"runs": []})["runs"]
         self._begun = time.monotonic()
         self._run: dict[str, Any] = {
             "command": sys.argv,
@@ -81,7 +86,8 @@ class RunLog:
         self._write()
 
     def _write(self) -> None:
-        self._folder.publish_json(RUN_FILE, {"runs": [*self._earlier, self._run]})
+        self.claim.check()
+        self.claim.folder.publish_json(RUN_FILE, {"runs": [*self._earlier, self._run]})
 
 
 _PACKAGES = ("viaduct", "ray", "pyarrow", "numpy", "pillow", "torch", "timm", "img2dataset")
@@ -92,14 +98,15 @@ def running(job: Any, draft: Draft) -> Iterator[RunLog]:
     """One run of a job on a draft: locked, its configuration and log kept in its folder.
 
     Raises:
-        ConfigError: another job is writing there, or began something else before this one.
+        ConfigError: another job is writing there, or began something else before this one; or
+            took over while this one was halted.
     """
     folder = draft.folder
-    with folder.locked(".lock", refuse="another job is writing here"):
+    with claimed(folder, f"viaduct {draft.lineage.job}") as claim:
         Draft.begin(folder, draft.kind, draft.schema, draft.lineage)
         folder.sweep("ledger")  # drafts in .work sweep their own when they are published
         folder.publish(settings.FILE, settings.to_yaml(job))
-        log = RunLog(folder)
+        log = RunLog(claim)
         try:
             yield log
         finally:
@@ -157,6 +164,7 @@ def build(
     if outcome.set_aside and not pool.publish_incomplete:
         raise Incomplete(draft.folder, outcome, len(records))
     lost = [task for task in tasks if task.number in outcome.set_aside]
+    log.claim.check()
     return draft.publish(
         [records[task.number] for task in tasks if task.number in records],
         set_aside=dict(given_up) | {task.number: task.rows for task in lost},

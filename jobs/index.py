@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from indexes.adding import next_addition, publish_addition
-from indexes.building import build, build_shard, publish_made
+from indexes.building import build_shard, publish_made
 from indexes.kinds import IndexConfig
 from indexes.parts import read_parts
 from indexes.retrieval import RetrievalIndex
@@ -22,6 +22,7 @@ from jobs.progress import Progress
 from jobs.search_places import absolute
 from jobs.shards import PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.shard import MANIFEST
@@ -109,13 +110,15 @@ class Index:
         with running(self._from_anywhere(), draft) as log, log.phase("index"):
             try:
                 self._build(folder, sources, progress)
+                log.claim.check()
+                publish_made(folder, sources)
             finally:
                 progress.close()
 
     def _add(self, folder: Folder, sources: Sources) -> None:
         """Add to the index in a folder, unless that is done."""
         read_parts(folder)  # a lock would make the folder
-        with folder.locked(".lock", refuse="another job is writing here"):
+        with claimed(folder, "viaduct index") as claim:
             addition = next_addition(folder, sources)
             if addition is None:
                 logger.info("already there: %s has what is to be added", folder)
@@ -126,15 +129,21 @@ class Index:
                     *(addition.num_known, addition.num_wanted, folder),
                 )
             self._make(addition.folder, addition.sources)
+            claim.check()
             publish_addition(folder, addition.folder)
 
     def _build(self, folder: Folder, sources: Sources, progress: Progress) -> None:
-        """Here where there is one index shard, else by Ray; raises Incomplete, or as `build`."""
+        """Make the index shards: here where there is one, else by Ray.
+
+        Raises:
+            ConfigError, DatasetError: as `build_shard`.
+            Incomplete: shards were set aside, and the index is not to be published without them.
+        """
         shards = list(sources.index_shards())
         if len(shards) == 1:
             if self.threads is not None:
                 use_threads(self.threads)
-            build(folder, sources, progress.advance)
+            build_shard(folder, sources, 0, shards[0], progress.advance)
             return
         tasks = [
             Task(number, sum(sources.images.records[n].entry.rows for n in together))
@@ -152,7 +161,6 @@ class Index:
             )
         if outcome.set_aside and not self.pool.publish_incomplete:
             raise Incomplete(folder, outcome, len(tasks) - len(outcome.set_aside))
-        publish_made(folder, sources)
 
     def _embeddings(self) -> tuple[Dataset, Dataset | None]:
         folder = Folder.at(self.embeddings)

@@ -11,6 +11,7 @@ import tyro
 from jobs.build import running
 from pipeline.accounting import Account
 from pipeline.candidates import caption_account
+from pipeline.claim import Claim
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.erasure import without_payload
@@ -58,7 +59,7 @@ class SelectCaptions:
         made, summary = draft.whole(), read_summary(draft.folder)
         if made is None or summary is None:
             with running(self, draft) as log, log.phase("select"):
-                made, summary = _make(draft, candidates, selection)
+                made, summary = _make(draft, candidates, selection, log.claim)
         for line in told(summary):
             print(line)
         return made
@@ -72,7 +73,7 @@ def _judges(candidates: Dataset) -> dict[str, bool]:
 
 
 def _make(
-    draft: Draft, candidates: Dataset, selection: SelectionConfig
+    draft: Draft, candidates: Dataset, selection: SelectionConfig, claim: Claim
 ) -> tuple[Dataset, dict[str, Any]]:
     """The dataset and its summary."""
     over = _over(candidates, selection)
@@ -89,6 +90,7 @@ def _make(
             yield Selected.of(table)
 
     summary = Selected.total(selected()).to_json()
+    claim.check()
     draft.folder.publish_json(SUMMARY, summary)
     return draft.publish(records), summary
 

@@ -52,5 +52,6 @@ and what they all stand on:
     manifest    dataset.json
     dataset     a whole dataset, opened for reading; several side by side
     draft       a dataset while a job fills it
+    claim       one job at a time writes into a folder: a lock, or on an object store a lease
     verify      every byte against every record
 """

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset, read_table
 from pipeline.schemas import ROWS_PER_BATCH, UID
 from pipeline.shard import MANIFEST, Erased, FileEntry, ShardRecord, ShardWriter, record_name
@@ -31,15 +32,17 @@ def erase(dataset: Dataset, uids: Set[bytes]) -> int:
     Rows that are erased already stay so, and what a killed attempt left is tidied up.
 
     Raises:
-        ConfigError: a job is writing there, the disk is full, or the folder cannot be written.
+        ConfigError: a job is writing there (it is named), the disk is full, or the folder cannot be
+            written.
         DatasetError: a shard is missing or damaged.
     """
     folder = dataset.folder
-    with folder.locked(".lock", refuse="another job is writing here"):
+    with claimed(folder, "viaduct takedown --erase") as claim:
         dataset = Dataset.open(folder)
         folder.sweep("ledger")
         before = dataset.manifest
         records = tuple(_erase_in_shard(dataset, record, uids) for record in before.records)
+        claim.check()
         if records != before.records:
             folder.publish_json(MANIFEST, replace(before, records=records).to_json())
         for record in records:

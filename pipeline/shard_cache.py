@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.shard import FileEntry
-from pipeline.storage import Folder, clear_errors
+from pipeline.storage import Folder, Locked, clear_errors
 
 _COPY, _ASIDE = ".arrow", ".part"
 _CHUNK_BYTES = 8 << 20
@@ -133,14 +133,13 @@ def _reserved(config: CacheConfig, entry: FileEntry, aside: Path) -> bool:
 
 def _remove_if_left_behind(home: Folder, path: Path, aside: Path) -> None:
     """Remove what a killed process began to fetch: its lock is free, or the one of `aside`."""
-    if _lock_of(path.name) == _lock_of(aside.name):
+    lock = _lock_of(path.name)
+    if lock == _lock_of(aside.name):
         path.unlink()
-        return
-    with (
-        contextlib.suppress(ConfigError),
-        home.locked(_lock_of(path.name), refuse="is being fetched"),
-    ):
-        path.unlink(missing_ok=True)
+    elif home.note_of_lock(lock) is None:
+        # Without waiting: whoever fetches holds its lock while it waits for the room's.
+        with contextlib.suppress(Locked), home.locked(lock, note="being fetched"):
+            path.unlink(missing_ok=True)
 
 
 def _lock_of(name: str) -> str:

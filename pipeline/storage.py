@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,18 @@ from pipeline.errors import ConfigError, DatasetError
 
 TEMPORARY = ".tmp-"
 """How the names of unfinished local files begin; `Folder.sweep` removes them."""
+
+
+_TRIES, _PAUSE_S = 4, 0.05
+"""To get a lock: whoever looks at it holds it for a moment."""
+
+
+class Locked(ConfigError):
+    """Somebody else holds a lock."""
+
+    def __init__(self, folder: "Folder", note: str) -> None:
+        super().__init__(f"{folder}: is locked ({note})")
+        self.note = note
 
 
 @dataclass(frozen=True)
@@ -188,15 +200,15 @@ class Folder:
                     folder.remove_file(name)
 
     @contextlib.contextmanager
-    def locked(self, name: str, *, refuse: str | None = None) -> Iterator[None]:
+    def locked(self, name: str, *, note: str | None = None) -> Iterator[None]:
         """Hold a lock that the operating system frees when its holder dies; local folders only.
 
         Args:
             name: of the lock file.
-            refuse: what to say if somebody else holds it; None waits instead.
+            note: what to write into it, for whoever is refused; None waits instead.
 
         Raises:
-            ConfigError: somebody holds the lock and `refuse` is given; their process is named.
+            Locked: somebody else holds the lock, and a note is given.
         """
         if not self.is_local:
             yield
@@ -205,16 +217,34 @@ class Folder:
 
         self.create()
         with open(f"{self.path}/{name}", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refuse else 0))
-            except BlockingIOError:
-                file.seek(0)
-                raise ConfigError(f"{self}: {refuse} ({file.read().strip()})") from None
-            if refuse:
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if note is None else fcntl.LOCK_NB))
+                    break
+                except BlockingIOError:
+                    if not tries_left:
+                        file.seek(0)
+                        raise Locked(self, file.read()) from None
+                    time.sleep(_PAUSE_S)
+            if note is not None:
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.write(note)
                 file.flush()
             yield
+
+    def note_of_lock(self, name: str) -> str | None:
+        """The note of whoever holds a lock; None where nobody does, or there is no such lock."""
+        import fcntl
+
+        try:
+            with open(f"{self.path}/{name}") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return None
 
 
 class _Hashed(io.RawIOBase):

@@ -152,8 +152,10 @@ class _Rank:
             dist.barrier()
 
     def _save(self, done: int) -> None:
-        """A checkpoint, by the first rank."""
+        """A checkpoint, by the first rank, unless the folder is another job's by now."""
         if ranks.rank() == 0:
+            if self._training.claim is not None:
+                self._training.claim.check()
             self._metrics.flush()
             validations, merit = self._metrics.validations(), self._learner.merit
             module, optimizer = self._learner.module, self._updates.optimizer

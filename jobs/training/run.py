@@ -38,9 +38,13 @@ def train(training: Training, job: Any, config: RanksConfig, place: Place) -> Ch
         if folder.size(TOKENIZER) is None:
             folder.publish(TOKENIZER, training.tokenizer().encode())
         # What made the tokenizer holds all captions; ranks read it from the folder.
-        shipped = {"training": replace(training, tokenizer=str), "threads": place.threads}
+        shipped = {
+            "training": replace(training, tokenizer=str, claim=log.claim),
+            "threads": place.threads,
+        }
         entry |= {"ranks": place.num_ranks, "threads": place.threads}
         entry["failures"] = run_ranks(live, shipped, config, place)
+        log.claim.check()
         whole = publish_last(folder, kept_steps(folder)[-1])
         folder.remove_file(DRAFT)
         return whole

@@ -8,6 +8,7 @@ import torch
 from jobs.training.config import LoopConfig
 from jobs.training.learner import Learner
 from model.optimizer import OptimizerConfig
+from pipeline.claim import Claim
 from pipeline.lineage import Lineage
 from pipeline.storage import Folder
 
@@ -28,3 +29,5 @@ class Training:
     """From the tokenizer and the device, in each rank."""
     tokenizer: Callable[[], str]
     """The tokenizer as JSON; asked for once, in the driver."""
+    claim: Claim | None = None
+    """On the folder, once it is begun."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.fs as pafs
 import pytest
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
@@ -195,6 +196,25 @@ def rename_encoder() -> Callable[[Path], None]:
         file.write_text(json.dumps(manifest | {"digest": digest}))
 
     return rename
+
+
+# Places
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An empty bucket on loopback: its filesystem, and the URI of what is in it by name."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
+    uri = f"s3://key:secret@bucket{{}}?{options}"
+    fs, _ = pafs.FileSystem.from_uri(uri.format("") + "&allow_bucket_creation=true")
+    fs.create_dir("bucket")
+    yield fs, lambda name: uri.format(f"/{name}")
+    server.stop()
 
 
 # Ranks

@@ -10,6 +10,7 @@ from jobs.build import Incomplete, RunLog, build
 from jobs.cli import _exit_code
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
+from pipeline.claim import Claim
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
@@ -40,7 +41,7 @@ def fill(home, poison=lambda number: None, pool: PoolConfig = POOL) -> Dataset:
 
         return work
 
-    return build(draft, TASKS, make, pool, RunLog(folder), phase="fill")
+    return build(draft, TASKS, make, pool, RunLog(Claim(folder)), phase="fill")
 
 
 def test_a_poisoned_shard_is_named_the_rest_is_committed_and_a_sound_run_ends_whole(tmp_path):

@@ -168,7 +168,8 @@ def test_a_second_job_on_the_same_folder_is_refused(unbroken):
     )
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
-    assert f"raw: another job is writing here (process {first.pid} on" in second.stderr
+    named = f"(viaduct ingest, process {first.pid} on"
+    assert f"raw: another job is writing here {named}" in second.stderr
     assert first.wait(timeout=300) == 0
     assert json.loads((home / "raw/dataset.json").read_text())["digest"] == digests["ingest"]
 

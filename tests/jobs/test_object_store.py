@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from jobs.cli import main
 from pipeline.dataset import Dataset
@@ -15,20 +14,6 @@ pytestmark = pytest.mark.slow
 
 def run(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """An empty bucket on loopback: its filesystem, and the URI of what is in it by name."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"endpoint_override={host}%3A{port}&scheme=http&region=us-east-1"
-    uri = f"s3://key:secret@bucket{{}}?{options}"
-    fs, _ = pafs.FileSystem.from_uri(uri.format("") + "&allow_bucket_creation=true")
-    fs.create_dir("bucket")
-    yield fs, lambda name: uri.format(f"/{name}")
-    server.stop()
 
 
 def write_urls(source: Path, address: str, out: Path) -> None:

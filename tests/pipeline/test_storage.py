@@ -1,8 +1,10 @@
 """Folders: local paths and object stores behave alike, and files appear whole."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 
 import fsspec
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError
 from pipeline.shard import new_shard, read_record
-from pipeline.storage import TEMPORARY, Folder
+from pipeline.storage import TEMPORARY, Folder, Locked
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -101,20 +103,35 @@ def test_a_file_in_place_of_a_folder_is_one_clear_error(tmp_path):
 _HOLD = """
 import sys
 from pipeline.storage import Folder
-with Folder.at(sys.argv[1]).locked(".lock", refuse="another job is writing here"):
+with Folder.at(sys.argv[1]).locked(".lock", note="the first"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_lock_refuses_a_second_job_names_the_first_and_dies_with_it(tmp_path):
+def test_a_lock_has_the_note_of_its_holder_and_dies_with_it(tmp_path):
+    folder = Folder.at(tmp_path)
+    assert folder.note_of_lock(".lock") is None
     command = [sys.executable, "-c", _HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"held\n"
-        refused = pytest.raises(ConfigError, match=rf"writing here \(process {first.pid} on ")
-        with refused, Folder.at(tmp_path).locked(".lock", refuse="another job is writing here"):
+        assert folder.note_of_lock(".lock") == "the first"
+        with pytest.raises(Locked) as refused, folder.locked(".lock", note="the second"):
             pass
+        assert refused.value.note == "the first"
         first.kill()
         first.wait()
-    with Folder.at(tmp_path).locked(".lock", refuse="another job is writing here"):
-        pass
+    assert folder.note_of_lock(".lock") is None
+    with folder.locked(".lock", note="the second"):
+        assert folder.note_of_lock(".lock") == "the second"
+
+
+def test_whoever_looks_at_a_lock_keeps_nobody_from_it(tmp_path):
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock") as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        letting_go = threading.Timer(0.06, fcntl.flock, (looks, fcntl.LOCK_UN))
+        letting_go.start()
+        with Folder.at(tmp_path).locked(".lock", note="a job"):
+            pass
+        letting_go.join()

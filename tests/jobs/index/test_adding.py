@@ -14,6 +14,7 @@ from jobs.cli import main
 from jobs.search_places import PlacesConfig
 from jobs.serve.replicas import Asked, Replica, ReplicaWork
 from jobs.serve.running import open_catalogue
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset
 from pipeline.pictures import PictureConfig
 from pipeline.storage import Folder
@@ -129,8 +130,9 @@ def test_an_addition_that_was_killed_goes_on_with_the_same_command(
 
 
 def test_what_cannot_be_added_is_one_line(made, index, tmp_path, refused):
-    with Folder.at(index).locked(".lock", refuse="x"):
-        assert "index: another job is writing here (process" in refused(*made.add, index)
+    with claimed(Folder.at(index), "viaduct x"):
+        said = refused(*made.add, index)
+    assert "index: another job is writing here (viaduct x, process" in said
     assert "out, add_to: give one of them" in refused(*made.add[:-1])
     assert "out, add_to: give" in refused(*made.add, index, "--out", tmp_path / "x")
     images = made.home / "embeddings-2" / "image_embeddings"

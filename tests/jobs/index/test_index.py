@@ -10,6 +10,7 @@ from indexes import building
 from indexes.retrieval import RetrievalIndex
 from indexes.storage import begin
 from jobs.cli import main
+from pipeline.claim import claimed
 from pipeline.storage import Folder
 
 
@@ -69,9 +70,9 @@ def test_a_build_that_was_killed_goes_on_with_the_same_command(
 
 def test_a_second_job_in_the_same_folder_is_refused(made, tmp_path, refused):
     folder = Folder.at(tmp_path / "index")
-    with folder.locked(".lock", refuse="x"):
+    with claimed(folder, "viaduct x"):
         said = refused(*made.command[:-1], tmp_path / "index")
-    assert "another job is writing here (process" in said
+    assert "another job is writing here (viaduct x, process" in said
 
 
 def test_an_index_of_pictures_alone(made, tmp_path, capsys, refused, searched):
