@@ -38,7 +38,7 @@ OPTIONS = {
     "validation-pictures": 64,
     "device": "cpu",
 }
-TIMES = ("pairs_per_s", "data_wait_s", "time_left_s")
+TIMES = ("step_s", "pairs_per_s", "data_wait_s", "time_left_s")
 
 
 def train(command: list[str], kill_after_s: float | None = None) -> bool:

@@ -6,6 +6,7 @@ recipes     such settings by name: the paper's and the demo's
 cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
+prometheus  what Prometheus sees of running jobs, through Ray
 build       a dataset filled shard by shard: resume, set aside, publish, run.json
 training    the loop of both stages, on Ray Train: ranks, updates, checkpoints, metrics
 malloc      how a CPU's memory is kept between steps

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs import settings
 from jobs.progress import Progress
+from jobs.prometheus import ShardMetrics
 from jobs.shards import MakeWorker, Outcome, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
 from pipeline.claim import Claim, claimed
@@ -149,7 +150,8 @@ def build(
         logger.info("already whole phase=%s dataset=%s", phase, draft.folder)
         return published
     with log.phase(phase) as entry:
-        outcome = _make(todo, tasks, make_worker, pool, phase, at_once)
+        metrics = ShardMetrics(draft.folder.name, phase, len(todo))
+        outcome = _make(todo, tasks, make_worker, pool, phase, at_once, metrics)
         entry |= {
             "shards_made": len(outcome.done),
             "shards_found": len(tasks) - len(todo),
@@ -181,6 +183,7 @@ def _make(
     pool: PoolConfig,
     phase: str,
     at_once: int,
+    metrics: ShardMetrics,
 ) -> Outcome:
     if not todo:
         return Outcome()
@@ -188,7 +191,12 @@ def _make(
     progress = Progress(phase, total, total - left, "pictures")
     try:
         return run_shards(
-            make_worker, todo, pool, lambda task: progress.advance(task.weight), at_once=at_once
+            make_worker,
+            todo,
+            pool,
+            lambda task: progress.advance(task.weight),
+            at_once=at_once,
+            metrics=metrics,
         )
     finally:
         progress.close()

@@ -19,6 +19,7 @@ from indexes.threads import use_threads
 from jobs.build import Incomplete, running
 from jobs.cluster import ClusterConfig, session
 from jobs.progress import Progress
+from jobs.prometheus import ShardMetrics
 from jobs.search_places import absolute
 from jobs.shards import PoolConfig, Task, run_shards
 from model.checkpoint import Checkpoint
@@ -158,6 +159,7 @@ class Index:
                 todo,
                 self.pool.on("cpu", threads),
                 lambda task: progress.advance(task.rows),
+                metrics=ShardMetrics(folder.name, "index", len(todo)),
             )
         if outcome.set_aside and not self.pool.publish_incomplete:
             raise Incomplete(folder, outcome, len(tasks) - len(outcome.set_aside))

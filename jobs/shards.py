@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from jobs.capacity import Bundle, Size, Wait, bundle
+from jobs.prometheus import ShardMetrics
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 
 logger = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def run_shards(
     on_done: Callable[[Task], None] = lambda task: None,
     *,
     at_once: int = 1,
+    metrics: ShardMetrics | None = None,
 ) -> Outcome[Record]:
     """Make shards in parallel until each is made or set aside.
 
@@ -212,12 +214,13 @@ def run_shards(
         on_done: called with each task that is made.
         at_once: shards that a worker is called with at once, each in a thread of its own; the
             worker sees to it that the later one only takes over where the first one ends.
+        metrics: told of each shard that is made, set aside or failed an attempt.
 
     Raises:
         ConfigError: a worker raised it: the user must act, and no other attempt would help.
         ViaductError: workers do not even start.
     """
-    return _Pool(make_worker, list(tasks), config, on_done, at_once).run()
+    return _Pool(make_worker, list(tasks), config, on_done, at_once, metrics).run()
 
 
 class _Pool:
@@ -228,9 +231,11 @@ class _Pool:
         config: WorkersConfig,
         on_done: Callable[[Task], None],
         at_once: int,
+        metrics: ShardMetrics | None,
     ) -> None:
         self._config = config
         self._on_done = on_done
+        self._metrics = metrics
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
         self._each = config.bundle
@@ -347,6 +352,8 @@ class _Pool:
             for name, value in made.sums.items():
                 self._outcome.sums[name] = self._outcome.sums.get(name, 0) + value
             self._outcome.peak_rss_bytes = max(self._outcome.peak_rss_bytes, peak)
+            if self._metrics is not None:
+                self._metrics.made(made.record)
             self._on_done(task)
 
     def _raised(self, slot: _Slot, ref: Any, cause: BaseException) -> None:
@@ -411,6 +418,8 @@ class _Pool:
         self._outcome.attempts[task.number] += 1
         failures = self._outcome.attempts[task.number]
         self._cost[task.number] += cost
+        if self._metrics is not None:
+            self._metrics.attempt_failed()
         logger.warning("attempt failed shard=%05d attempt=%d: %s", task.number, failures, reason)
         if self._cost[task.number] >= self._config.attempts:
             self._set_aside(task, f"{reason}, {failures} attempts")
@@ -424,6 +433,8 @@ class _Pool:
     def _set_aside(self, task: Task, reason: str) -> None:
         logger.error("set aside shard=%05d: %s", task.number, reason)
         self._outcome.set_aside[task.number] = reason
+        if self._metrics is not None:
+            self._metrics.set_aside()
 
     @contextlib.contextmanager
     def _cleared_away(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.malloc import keep_memory
+from jobs.prometheus import TrainingMetrics
 from jobs.training.boards import Board, TensorBoard, WeightsAndBiases
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.guard import NOT_FINITE, Guard
@@ -71,7 +72,8 @@ class _Rank:
             self._metrics = Metrics(training.folder, self._first, self._boards())
 
     def _boards(self) -> list[Board]:
-        training, boards = self._training, list[Board]()
+        training = self._training
+        boards: list[Board] = [TrainingMetrics(training.folder.name)]
         if training.folder.is_local:
             boards.append(TensorBoard(training.folder, self._first))
         if training.loop.wandb is not None:

@@ -54,6 +54,7 @@ class Window:
         if skipped := int(self._skipped.item()):
             line["skipped_updates"] = skipped
         passed = time.monotonic() - self._begun
+        line["step_s"] = round(passed / self._steps, 4)
         line["pairs_per_s"] = round(self._steps * batch_size / passed, 2)
         line["data_wait_s"] = round(self._waited_s / self._steps, 5)
         self._clear()

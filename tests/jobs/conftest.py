@@ -360,7 +360,7 @@ def steps_of() -> Callable[[Path], list[str]]:
     return lambda folder: sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
 
 
-TIMES = ("pairs_per_s", "data_wait_s", "time_left_s")
+TIMES = ("step_s", "pairs_per_s", "data_wait_s", "time_left_s")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
+RATES = {"step_s", "pairs_per_s", "data_wait_s", "time_left_s"}
 
 
 def test_stage_2_tells_its_loss_and_learns(stage2, metrics):

@@ -17,7 +17,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
+RATES = {"step_s", "pairs_per_s", "data_wait_s", "time_left_s"}
 
 
 def test_ranks_that_fail_are_started_again_and_nothing_is_lost(

@@ -17,7 +17,7 @@ def run(*arguments: object) -> int:
 
 LOSSES = {"loss", "itc", "itg", "itc_unsmoothed", "itg_unsmoothed"}
 ITM = {"itm", "itm_accuracy"}
-RATES = {"pairs_per_s", "data_wait_s", "time_left_s"}
+RATES = {"step_s", "pairs_per_s", "data_wait_s", "time_left_s"}
 
 
 def test_metrics_hold_a_line_a_window_and_one_a_validation(unbroken, metrics):
