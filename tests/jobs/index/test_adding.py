@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 
 from indexes import building
@@ -127,6 +128,21 @@ def test_an_addition_that_was_killed_goes_on_with_the_same_command(
     one, other = (RetrievalIndex.open(str(home)) for home in (index, tmp_path / "unbroken"))
     assert one.digest == other.digest
     assert one.pictures.equals(other.pictures)
+
+
+@pytest.mark.slow
+def test_on_an_object_store_all_is_as_on_a_disk(made, index, searched, bucket):
+    fs, uri = bucket
+    for name in ("pairs", "pairs-2", "embeddings", "embeddings-2"):
+        pafs.copy_files(f"{made.home}/{name}", f"bucket/{name}", destination_filesystem=fs)
+    stage1 = ("--checkpoint", made.home / "stage1")
+    run("index", uri("embeddings"), "--pairs", uri("pairs"), "--out", uri("index"), *stage1)
+    run("index", uri("embeddings-2"), "--pairs", uri("pairs-2"), "--add-to", uri("index"))
+    run(*made.add, index)
+    opened = [RetrievalIndex.open(place) for place in (uri("index"), str(index))]
+    assert opened[0].digest == opened[1].digest
+    here, there = (searched(place, "a red boat", "--k", 30) for place in (index, uri("index")))
+    assert here["searches"] == there["searches"]
 
 
 def test_what_cannot_be_added_is_one_line(made, index, tmp_path, refused):
