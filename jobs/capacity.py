@@ -16,10 +16,11 @@ Bundle = Mapping[str, float]
 
 _MOST_ASKED = 256
 """Workers asked for at once beyond what there is."""
+_ASK_AGAIN_S = 60.0
 _LOOK_EVERY_S = 5.0
 _FIRST_TOLD_S = 10.0
 _TOLD_EVERY_S = 60.0
-_GIVE_UP_S = 60.0
+_GIVE_UP_S = 20.0
 """For so long the autoscaler must have had nothing that could hold a worker."""
 
 
@@ -50,7 +51,7 @@ class Size:
 
     On a cluster that cannot grow as many as it holds. On one that can, a given number is asked for
     from the beginning; without one, first a worker more than there is room for, then as many as
-    came, so that it doubles, and one that has all its nodes is asked in vain for few.
+    came, so that it doubles. Where the autoscaler refuses, it is asked again a minute later.
     """
 
     def __init__(self, each: Bundle, most: int | None) -> None:
@@ -63,6 +64,7 @@ class Size:
         self._grows = can_grow()
         self._first = self.held = self._held()
         self._looked = time.monotonic()
+        self._ask_from = 0.0
         _require(each)
 
     held: int
@@ -75,13 +77,19 @@ class Size:
             return self.held
         if self._most is not None:
             return self._most
+        if self.held and self._looked < self._ask_from:
+            return self.held
         return self.held + min(_MOST_ASKED, max(1, self.held - self._first))
 
     def look(self) -> None:
         """See what the cluster holds by now."""
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self.held = self._held()
-            self._looked = time.monotonic()
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self.held, self._looked = self._held(), now
+        if self._grows and self._most is None and now >= self._ask_from:
+            if _is_refused(_autoscaling_state(), self._each):
+                self._ask_from = now + _ASK_AGAIN_S
 
     def _held(self) -> int:
         held = num_held(self._each) if self._each else self._most or 1
@@ -182,12 +190,16 @@ def _autoscaler(each: Bundle) -> tuple[list[str], bool]:
         return [], True
     starting = {its.ray_node_type_name for its in state.pending_instances}
     starting |= {its.ray_node_type_name for its in state.pending_instance_requests}
-    gangs = (
-        request for gang in state.infeasible_gang_resource_requests for request in gang.requests
-    )
-    refused = [*state.infeasible_resource_requests, *gangs]
-    hopeless = any(_asks_for(request.resources_bundle, each) for request in refused)
-    return sorted(starting), hopeless and not starting and not num_held(each)
+    hopeless = _is_refused(state, each) and not starting and not num_held(each)
+    return sorted(starting), hopeless
+
+
+def _is_refused(state: Any, each: Bundle) -> bool:
+    """Whether the autoscaler had no node to add for such a worker."""
+    refused = list(state.infeasible_resource_requests)
+    for gang in state.infeasible_gang_resource_requests:
+        refused += gang.requests
+    return any(_asks_for(request.resources_bundle, each) for request in refused)
 
 
 def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:

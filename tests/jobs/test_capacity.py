@@ -22,6 +22,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(capacity, "_nodes", lambda: nodes)
     monkeypatch.setattr(capacity, "can_grow", lambda: True)
     monkeypatch.setattr(capacity, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(capacity, "_autoscaling_state", AutoscalingState)
     return nodes
 
 
@@ -64,6 +65,20 @@ def test_a_cluster_that_grows_is_asked_for_one_and_then_for_as_many_as_came(clus
 def test_a_cluster_that_has_all_its_nodes_is_asked_for_one_more_only(cluster):
     cluster += [CPU_NODE, CPU_NODE]
     assert sizes(Size(bundle(1, 0), None)) == (32, 33)
+
+
+def test_a_cluster_that_refuses_is_left_alone_for_a_while(cluster, autoscaler, monkeypatch):
+    cluster += [CPU_NODE]
+    size = Size(bundle(1, 0), None)
+    refuse(autoscaler, CPU=1)
+    assert sizes(size) == (16, 16)
+    del autoscaler.infeasible_resource_requests[:]
+    assert sizes(size) == (16, 16)
+    monkeypatch.setattr(capacity.time, "monotonic", lambda: size._ask_from)
+    assert sizes(size) == (16, 17)
+    refuse(autoscaler, CPU=1)
+    del cluster[1:]
+    assert sizes(size) == (0, 1)  # without which nothing is done
 
 
 def test_a_given_number_is_asked_for_at_once(cluster):
