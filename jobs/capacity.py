@@ -87,9 +87,9 @@ class Size:
         if now - self._looked < _LOOK_EVERY_S:
             return
         self.held, self._looked = self._held(), now
-        if self._grows and self._most is None and now >= self._ask_from:
-            if _is_refused(_autoscaling_state(), self._each):
-                self._ask_from = now + _ASK_AGAIN_S
+        asks_for_more = self._grows and self._most is None and now >= self._ask_from
+        if asks_for_more and _is_refused(_autoscaling_state(), self._each):
+            self._ask_from = now + _ASK_AGAIN_S
 
     def _held(self) -> int:
         held = num_held(self._each) if self._each else self._most or 1
@@ -208,8 +208,8 @@ def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:
 
 def _autoscaling_state() -> Any:
     """What Ray's autoscaler told last."""
-    from ray._raylet import GcsClient
+    from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    return GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
+    reply = global_worker.gcs_client.get_cluster_status()
+    return GetClusterStatusReply.FromString(reply).autoscaling_state
