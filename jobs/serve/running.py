@@ -102,7 +102,7 @@ def replicas(config: "Serve") -> Iterator[Answer]:
     )
     gpus = (config.gpus_per_replica or 1.0) if device == "cuda" else 0.0
     cpus = 0.0 if gpus else 1.0
-    await_room([bundle(cpus, gpus)] * config.replicas)
+    await_room(bundle(cpus, gpus), config.replicas)
     deployment = serve.deployment(
         Replica,
         name="search",
