@@ -5,6 +5,7 @@ Ray's autoscaler through its provider of nodes that are processes. GPUs are decl
 """
 
 import contextlib
+import http.client
 import http.server
 import json
 import os
@@ -26,6 +27,7 @@ from ray._private.services import get_node_ip_address
 from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
+from ray.exceptions import RpcError
 
 from jobs.cli import main
 from pipeline.dataset import Dataset
@@ -63,7 +65,8 @@ class LocalCluster:
     def _watch(self) -> None:
         client = GcsClient(address=self.gcs)
         while not self._over.wait(0.3):
-            self.seen |= set(self.types(client))
+            with contextlib.suppress(RpcError):  # a head that is busy
+                self.seen |= set(self.types(client))
 
     def types(self, client: GcsClient | None = None) -> list[str]:
         """Types of the nodes that are up, sorted, without the head."""
