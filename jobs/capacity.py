@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,10 +16,11 @@ Bundle = Mapping[str, float]
 
 _MOST_ASKED = 256
 """Workers asked for at once beyond what there is."""
+_ASK_AGAIN_S = 60.0
 _LOOK_EVERY_S = 5.0
 _FIRST_TOLD_S = 10.0
 _TOLD_EVERY_S = 60.0
-_GIVE_UP_S = 60.0
+_GIVE_UP_S = 30.0
 """For so long the autoscaler must have had nothing that could hold a worker."""
 
 
@@ -50,7 +51,7 @@ class Size:
 
     On a cluster that cannot grow as many as it holds. On one that can, a given number is asked for
     from the beginning; without one, first a worker more than there is room for, then as many as
-    came, so that it doubles, and one that has all its nodes is asked in vain for few.
+    came, so that it doubles. Where the autoscaler refuses, it is asked again a minute later.
     """
 
     def __init__(self, each: Bundle, most: int | None) -> None:
@@ -63,6 +64,7 @@ class Size:
         self._grows = can_grow()
         self._first = self.held = self._held()
         self._looked = time.monotonic()
+        self._ask_from = 0.0
         _require(each)
 
     held: int
@@ -75,13 +77,19 @@ class Size:
             return self.held
         if self._most is not None:
             return self._most
+        if self.held and self._looked < self._ask_from:
+            return self.held
         return self.held + min(_MOST_ASKED, max(1, self.held - self._first))
 
     def look(self) -> None:
         """See what the cluster holds by now."""
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self.held = self._held()
-            self._looked = time.monotonic()
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self.held, self._looked = self._held(), now
+        asks_for_more = self._grows and self._most is None and now >= self._ask_from
+        if asks_for_more and _is_refused(_autoscaling_state(), self._each):
+            self._ask_from = now + _ASK_AGAIN_S
 
     def _held(self) -> int:
         held = num_held(self._each) if self._each else self._most or 1
@@ -91,13 +99,18 @@ class Size:
 class Wait:
     """Says in the log what is waited for, and gives up where it can never come."""
 
-    def __init__(self, wanted: Sequence[Bundle]) -> None:
-        """For workers that are to start together, of these sizes."""
-        self._wanted = wanted
-        self.over()
+    def __init__(self, each: Bundle, count: int = 1) -> None:
+        """For so many workers of a size, which start together."""
+        self._each, self._count = each, count
+        self._gives_up = True
+        self._begin()
 
     def over(self) -> None:
-        """Something has started; what comes is waited for anew."""
+        """Something has started: what is lost now came once, and may come again."""
+        self._gives_up = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._begun = self._looked = time.monotonic()
         self._told = float("-inf")
         self._hopeless_since: float | None = None
@@ -106,37 +119,38 @@ class Wait:
         """Called again and again while nothing has started.
 
         Raises:
-            ConfigError: no node is there that could ever hold it, and the autoscaler has none.
+            ConfigError: the nodes that are there could never hold it, and none is to come.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_EVERY_S:
             return
         self._looked = now
-        each = max(self._wanted, key=lambda its: sum(its.values()))
         why = "other work has what there is"
-        if len(self._wanted) > num_held(each):
-            starting, hopeless = _autoscaler(each)
+        if self._count > num_held(self._each):
+            starting, refused = _autoscaler(self._each)
             why = f"nodes start: {', '.join(starting)}" if starting else "the autoscaler is asked"
+            hopeless = refused and not starting and self._gives_up
             self._hopeless_since = (self._hopeless_since or now) if hopeless else None
             if self._hopeless_since and now - self._hopeless_since >= _GIVE_UP_S:
-                raise ConfigError(f"{_too_large(each)}, and the autoscaler has no node to add")
+                raise ConfigError(
+                    f"{_no_room(self._each, self._count)}, and the autoscaler has no node to add"
+                )
         if now - self._begun >= _FIRST_TOLD_S and now - self._told >= _TOLD_EVERY_S:
             self._told = now
-            logger.info("waits for %d x %s: %s", len(self._wanted), _words(each), why)
+            logger.info("waits for %d x %s: %s", self._count, _words(self._each), why)
 
 
-def await_room(wanted: Sequence[Bundle]) -> None:
-    """Wait until the cluster has free room for these together, then leave it to whoever follows.
+def await_room(each: Bundle, count: int = 1) -> None:
+    """Wait until the cluster has free room for so many workers, then leave it to whoever follows.
 
     Raises:
         ConfigError: it never will.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    for each in wanted:
-        _require(each)
-    group = placement_group([dict(each) for each in wanted])
-    waiting = Wait(wanted)
+    _require(each, count)
+    group = placement_group([dict(each)] * count)
+    waiting = Wait(each, count)
     try:
         while not group.wait(1):
             waiting.look()
@@ -144,10 +158,10 @@ def await_room(wanted: Sequence[Bundle]) -> None:
         remove_placement_group(group)
 
 
-def _require(each: Bundle) -> None:
-    """Raise ConfigError where no node holds a worker and none can come."""
-    if not num_held(each) and not can_grow():
-        raise ConfigError(_too_large(each))
+def _require(each: Bundle, count: int = 1) -> None:
+    """Raise ConfigError where the nodes do not hold so many workers, and none can come."""
+    if num_held(each) < count and not can_grow():
+        raise ConfigError(_no_room(each, count))
 
 
 def _nodes() -> list[Mapping[str, float]]:
@@ -160,8 +174,10 @@ def _fitting(node: Bundle, each: Bundle) -> int:
     return min((int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()), default=1)
 
 
-def _too_large(each: Bundle) -> str:
-    """Why a worker has no place on any node."""
+def _no_room(each: Bundle, count: int) -> str:
+    """Why so many workers have no place."""
+    if held := num_held(each):
+        return f"{count} x {_words(each)} do not fit on the cluster's nodes, only {held}"
     nodes = _nodes()
     for kind, amount in each.items():
         most = max((node.get(kind, 0) for node in nodes), default=0)
@@ -176,18 +192,21 @@ def _words(each: Bundle) -> str:
 
 
 def _autoscaler(each: Bundle) -> tuple[list[str], bool]:
-    """Types of the nodes that start, and whether there is no hope: no type can hold a worker."""
+    """Types of the nodes that start, and whether there is none for such a worker."""
     state = _autoscaling_state()
     if not state.autoscaler_state_version:  # nobody has ever looked at what is asked for
         return [], True
     starting = {its.ray_node_type_name for its in state.pending_instances}
     starting |= {its.ray_node_type_name for its in state.pending_instance_requests}
-    gangs = (
-        request for gang in state.infeasible_gang_resource_requests for request in gang.requests
-    )
-    refused = [*state.infeasible_resource_requests, *gangs]
-    hopeless = any(_asks_for(request.resources_bundle, each) for request in refused)
-    return sorted(starting), hopeless and not starting and not num_held(each)
+    return sorted(starting), _is_refused(state, each)
+
+
+def _is_refused(state: Any, each: Bundle) -> bool:
+    """Whether the autoscaler had no node to add for such a worker."""
+    refused = list(state.infeasible_resource_requests)
+    for gang in state.infeasible_gang_resource_requests:
+        refused += gang.requests
+    return any(_asks_for(request.resources_bundle, each) for request in refused)
 
 
 def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:
@@ -196,8 +215,8 @@ def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:
 
 def _autoscaling_state() -> Any:
     """What Ray's autoscaler told last."""
-    from ray._raylet import GcsClient
+    from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    return GetClusterStatusReply.FromString(client.get_cluster_status()).autoscaling_state
+    reply = global_worker.gcs_client.get_cluster_status()
+    return GetClusterStatusReply.FromString(reply).autoscaling_state

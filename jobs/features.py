@@ -126,7 +126,7 @@ def _calibrated(work: FeatureWork, pool: PoolConfig) -> FeatureWork:
 def _remotely(function: Any, pool: PoolConfig) -> Any:
     """What a function returns, or raises, in a process that has what a worker has."""
     each = pool.bundle
-    await_room([each])
+    await_room(each)
     resources = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
     try:
         return ray.get(ray.remote(function).options(**resources).remote())

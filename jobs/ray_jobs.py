@@ -162,10 +162,12 @@ class Cluster:
             ConfigError: there is no such run.
             ViaductError: the connection broke; the run goes on.
         """
+        from aiohttp import ClientError
+
         self._await_start(name, tell)
         try:
             asyncio.run(self._write_log(name, write))
-        except (OSError, RuntimeError) as error:  # aiohttp's are of these two
+        except (OSError, RuntimeError, ClientError) as error:
             if not self.run(name).is_over:  # a run may have ended with the node that has its log
                 raise ViaductError(
                     f"{name}: its log broke off ({first_line(error)}); "

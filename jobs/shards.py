@@ -239,7 +239,7 @@ class _Pool:
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
         self._each = config.bundle
-        self._wait = Wait([self._each])
+        self._wait = Wait(self._each)
         self._actor_class = ray.remote(Worker).options(
             num_cpus=self._each.get("CPU", 0),
             num_gpus=self._each.get("GPU", 0),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import ray
 
-from jobs.capacity import Bundle, await_room, bundle, can_grow, num_held
+from jobs.capacity import Bundle, await_room, bundle, can_grow
 from jobs.cluster import cluster_device
 from jobs.training.config import LoopConfig
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
@@ -66,7 +66,8 @@ def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
     """How many ranks, and where; within a Ray session.
 
     Raises:
-        ConfigError: the cluster has not so many GPUs or cores, or they cannot share a micro-batch.
+        ConfigError: the cluster has not so many GPUs or cores, not on nodes that hold a whole rank,
+            or they cannot share a micro-batch.
     """
     have = ray.cluster_resources()
     gpus, cpus = (int(have.get(kind, 0)) for kind in ("GPU", "CPU"))
@@ -81,11 +82,7 @@ def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
             f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}{times}"
         )
     place = Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
-    if num_held(place.bundle) < num_ranks and not can_grow():  # they lie on too many nodes
-        raise ConfigError(
-            f"threads: {num_ranks} ranks of {place.threads} cores do not fit on the cluster's nodes"
-        )
-    await_room([place.bundle] * num_ranks)
+    await_room(place.bundle, num_ranks)
     return place
 
 

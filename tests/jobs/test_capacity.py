@@ -6,7 +6,7 @@ import pytest
 from ray.core.generated.autoscaler_pb2 import AutoscalingState
 
 from jobs import capacity
-from jobs.capacity import Size, Wait, bundle, num_held
+from jobs.capacity import Size, Wait, await_room, bundle, num_held
 from jobs.cluster import cluster_device
 from pipeline.errors import ConfigError
 
@@ -22,6 +22,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(capacity, "_nodes", lambda: nodes)
     monkeypatch.setattr(capacity, "can_grow", lambda: True)
     monkeypatch.setattr(capacity, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(capacity, "_autoscaling_state", AutoscalingState)
     return nodes
 
 
@@ -66,6 +67,20 @@ def test_a_cluster_that_has_all_its_nodes_is_asked_for_one_more_only(cluster):
     assert sizes(Size(bundle(1, 0), None)) == (32, 33)
 
 
+def test_a_cluster_that_refuses_is_left_alone_for_a_while(cluster, autoscaler, monkeypatch):
+    cluster += [CPU_NODE]
+    size = Size(bundle(1, 0), None)
+    refuse(autoscaler, CPU=1)
+    assert sizes(size) == (16, 16)
+    del autoscaler.infeasible_resource_requests[:]
+    assert sizes(size) == (16, 16)
+    monkeypatch.setattr(capacity.time, "monotonic", lambda: size._ask_from)
+    assert sizes(size) == (16, 17)
+    refuse(autoscaler, CPU=1)
+    del cluster[1:]
+    assert sizes(size) == (0, 1)  # without which nothing is done
+
+
 def test_a_given_number_is_asked_for_at_once(cluster):
     size = Size(bundle(1, 0), 40)
     assert sizes(size) == (0, 40)
@@ -97,13 +112,13 @@ def test_a_cluster_that_cannot_grow_is_asked_for_what_it_holds(cluster, monkeypa
 def test_what_is_waited_for_is_said_in_a_line(cluster, autoscaler, monkeypatch, caplog):
     monkeypatch.setattr(capacity, "_FIRST_TOLD_S", 0)
     caplog.set_level(logging.INFO)
-    wait = Wait([bundle(1, 1)])
+    wait = Wait(bundle(1, 1))
     wait.look()
     wait.look()  # not said again
     autoscaler.pending_instances.add(ray_node_type_name="gpu_worker")
-    Wait([bundle(1, 1)]).look()
+    Wait(bundle(1, 1)).look()
     cluster.append(GPU_NODE)
-    Wait([bundle(1, 1)]).look()
+    Wait(bundle(1, 1)).look()
     assert [record.getMessage() for record in caplog.records] == [
         "waits for 1 x 1 CPU and 1 GPU: the autoscaler is asked",
         "waits for 1 x 1 CPU and 1 GPU: nodes start: gpu_worker",
@@ -118,20 +133,44 @@ def refuse(state: AutoscalingState, **amounts: float) -> None:
 def test_what_can_never_come_ends_the_job(cluster, autoscaler, monkeypatch):
     monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
     refuse(autoscaler, CPU=1)
-    Wait([bundle(1, 1)]).look()  # others are refused
+    Wait(bundle(1, 1)).look()  # others are refused
     refuse(autoscaler, CPU=1, GPU=1)
     cluster.append(CPU_NODE)
     with pytest.raises(ConfigError, match=r"gpus_per_worker: 1, but no node .* than 0, and the a"):
-        Wait([bundle(1, 1)]).look()
+        Wait(bundle(1, 1)).look()
     autoscaler.pending_instances.add(ray_node_type_name="gpu_worker")
-    Wait([bundle(1, 1)]).look()  # one comes, and holds it
+    Wait(bundle(1, 1)).look()  # one comes, and holds it
+
+
+def test_what_was_there_once_may_come_again(cluster, autoscaler, monkeypatch, caplog):
+    monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
+    refuse(autoscaler, CPU=1)
+    wait = Wait(bundle(1, 0))
+    wait.over()
+    wait.look()
+
+
+def test_ranks_that_start_together_need_room_for_all(cluster, autoscaler, monkeypatch):
+    monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
+    cluster += [GPU_NODE, GPU_NODE]
+    together = (bundle(0, 1), 3)
+    Wait(*together).look()
+    asked = autoscaler.infeasible_gang_resource_requests.add()
+    for _ in range(3):
+        asked.requests.add().resources_bundle.update({"GPU": 1})
+    says = "3 x 1 GPU do not fit on the cluster's nodes, only 2"
+    with pytest.raises(ConfigError, match=f"{says}, and the autoscaler has no node to add"):
+        Wait(*together).look()
+    monkeypatch.setattr(capacity, "can_grow", lambda: False)
+    with pytest.raises(ConfigError, match=f"{says}$"):
+        await_room(*together)
 
 
 def test_an_autoscaler_that_never_spoke_is_none(cluster, autoscaler, monkeypatch):
     monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
     autoscaler.autoscaler_state_version = 0
     with pytest.raises(ConfigError, match="cpus_per_worker: 1, but Ray has 0"):
-        Wait([bundle(1, 0)]).look()
+        Wait(bundle(1, 0)).look()
 
 
 def test_where_gpus_may_come_the_device_must_be_said(monkeypatch):
