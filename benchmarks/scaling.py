@@ -150,7 +150,14 @@ def ingested(work: Path, workers: int, shard_rows: int) -> Ingested:
     raw = work / f"raw-{workers}-{shard_rows}"
     viaduct = Path(sys.executable).with_name("viaduct")
     options = [f"--workers={workers}", f"--cpus={workers}", "--threads=1"]
-    command = [viaduct, "ingest", source, f"--out={raw}", f"--shard-rows={shard_rows}", *options]
+    command: list[str | Path] = [
+        viaduct,
+        "ingest",
+        source,
+        f"--out={raw}",
+        f"--shard-rows={shard_rows}",
+        *options,
+    ]
     subprocess.run(command, check=True, stdout=sys.stderr)
     committed = sorted(path.stat().st_mtime for path in raw.glob("[0-9]*.json"))
     files = [*raw.glob("[0-9]*"), *raw.glob("ledger/*")]
