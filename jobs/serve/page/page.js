@@ -55,11 +55,11 @@ async function search() {
     const captions = shown && !text && facts.has_captions;
     const [pictures, words] = await Promise.all([
       request(fields),
-      captions ? request({ k: NUM_CAPTIONS, find: "captions" }) : { results: [] },
+      captions ? request({ k: Math.min(4 * NUM_CAPTIONS, facts.max_k), find: "captions" }) : { results: [] },
     ]);
     if (mine !== running) return;
     showPictures(pictures.results);
-    showCaptions(words.results);
+    showCaptions(distinct(words.results).slice(0, NUM_CAPTIONS));
     const count = pictures.results.length;
     const seconds = ((performance.now() - begun) / 1000).toFixed(2);
     say(count ? `${count} of ${number(facts.num_pictures)} pictures, in ${seconds} s` : "Nothing found.");
@@ -130,6 +130,12 @@ function about(result, caption) {
   }
   box.append(words, line);
   return box;
+}
+
+/** Captions without those that another picture has too, which come behind it. */
+function distinct(results) {
+  const seen = new Set();
+  return results.filter(({ text }) => !seen.has(text.toLowerCase()) && seen.add(text.toLowerCase()));
 }
 
 function showCaptions(results) {
