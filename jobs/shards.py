@@ -185,6 +185,7 @@ def run_shards(
     tasks: Iterable[Task],
     config: WorkersConfig,
     on_done: Callable[[Task], None] = lambda task: None,
+    on_set_aside: Callable[[Task, str], None] = lambda task, reason: None,
     *,
     at_once: int = 1,
 ) -> Outcome[Record]:
@@ -195,6 +196,7 @@ def run_shards(
         tasks: the shards; what a subclass of Task carries along reaches the worker.
         config: see there.
         on_done: called with each task that is made.
+        on_set_aside: called with each that is set aside, and the reason.
         at_once: shards that a worker is called with at once, each in a thread of its own; the
             worker sees to it that the later one only takes over where the first one ends.
 
@@ -202,7 +204,7 @@ def run_shards(
         ConfigError: a worker raised it: the user must act, and no other attempt would help.
         ViaductError: workers do not even start.
     """
-    return _Pool(make_worker, list(tasks), config, on_done, at_once).run()
+    return _Pool(make_worker, list(tasks), config, on_done, on_set_aside, at_once).run()
 
 
 class _Pool:
@@ -212,10 +214,12 @@ class _Pool:
         tasks: list[Task],
         config: WorkersConfig,
         on_done: Callable[[Task], None],
+        on_set_aside: Callable[[Task, str], None],
         at_once: int,
     ) -> None:
         self._config = config
         self._on_done = on_done
+        self._on_set_aside = on_set_aside
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
         self._actor_class = ray.remote(Worker).options(
@@ -385,6 +389,7 @@ class _Pool:
     def _set_aside(self, task: Task, reason: str) -> None:
         logger.error("set aside shard=%05d: %s", task.number, reason)
         self._outcome.set_aside[task.number] = reason
+        self._on_set_aside(task, reason)
 
     @contextlib.contextmanager
     def _cleared_away(self) -> Iterator[None]:
