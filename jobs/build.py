@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jobs import settings
@@ -90,12 +90,7 @@ def build(
         return published
     known = {"shards": len(tasks), "shards_found": len(tasks) - len(todo), "set_aside": {}}
     with log.phase(phase, draft.folder, **known) as entry:
-
-        def on_set_aside(task: Task, reason: str) -> None:
-            entry["set_aside"][task.number] = reason
-            log.write_sometimes()
-
-        outcome = _make(todo, tasks, make_worker, pool, phase, at_once, on_set_aside)
+        outcome = _make(todo, tasks, make_worker, pool, at_once, log, entry)
         entry |= {
             "shards_made": len(outcome.done),
             "pictures_in": sum(task.rows for task in todo if task.number in outcome.done),
@@ -123,22 +118,25 @@ def _make(
     tasks: Sequence[Task],
     make_worker: MakeWorker,
     pool: PoolConfig,
-    phase: str,
     at_once: int,
-    on_set_aside: Callable[[Task, str], None],
+    log: RunLog,
+    entry: dict[str, Any],
 ) -> Outcome:
+    """Make what is to be made; shards set aside are told in the log's entry as it goes."""
     if not todo:
         return Outcome()
     total, left = (sum(task.weight for task in some) for some in (tasks, todo))
-    progress = Progress(phase, total, total - left, "pictures")
+    progress = Progress(entry["phase"], total, total - left, "pictures")
+
+    def on_done(task: Task) -> None:
+        progress.advance(task.weight)
+        log.write_changes()
+
+    def on_set_aside(task: Task, reason: str) -> None:
+        entry["set_aside"][task.number] = reason
+        log.changed()
+
     try:
-        return run_shards(
-            make_worker,
-            todo,
-            pool,
-            lambda task: progress.advance(task.weight),
-            on_set_aside,
-            at_once=at_once,
-        )
+        return run_shards(make_worker, todo, pool, on_done, on_set_aside, at_once=at_once)
     finally:
         progress.close()

@@ -77,15 +77,19 @@ class RunLog:
         self._run["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.write()
 
-    def write_sometimes(self) -> None:
-        """The same, unless that was just done: for what may come often, and is written at the
-        end of its phase too."""
-        if time.monotonic() - self._written >= _WRITE_EVERY_S:
+    def changed(self) -> None:
+        """Have a field that was added in the midst of a phase in the file soon."""
+        self._is_changed = True
+        self.write_changes()
+
+    def write_changes(self) -> None:
+        """The same as `write`, unless nothing changed, or it was just done: to be called often."""
+        if self._is_changed and time.monotonic() - self._written >= _WRITE_EVERY_S:
             self.write()
 
     def write(self) -> None:
         """Have what is logged in the file; raises Lost."""
-        self._written = time.monotonic()
+        self._is_changed, self._written = False, time.monotonic()
         self.claim.check()
         self.claim.folder.publish_json(RUN_FILE, {"runs": [*self._earlier, self._run]})
 

@@ -24,7 +24,8 @@ CHECKPOINT, CHECKPOINTS, BEST = "checkpoint.json", "checkpoints", "best.json"
 class Shards:
     """The part of a job that fills a dataset, or an intermediate one, shard by shard."""
 
-    part: str
+    part: str | None
+    """What the job calls it; None of what is finished."""
     done: int
     total: int | None
     """None where nobody has told yet."""
@@ -188,7 +189,7 @@ def _of_dataset(dataset: Dataset, run: _Run, told: Mapping[str, Any]) -> Standin
     return Standing(
         folder=dataset.folder,
         kind=dataset.kind,
-        shards=Shards(part=run.part or "", done=done, total=done + len(manifest.set_aside)),
+        shards=Shards(part=None, done=done, total=done + len(manifest.set_aside)),
         pictures=manifest.pictures,
         captions=manifest.captions,
         set_aside=_named(reasons),
@@ -204,10 +205,14 @@ def _of_draft(folder: Folder, kind: str, run: _Run, told: Mapping[str, Any]) -> 
     captions = [record.captions for record in records if record.captions is not None]
     below = run.phase.get("folder")
     here = made if not below else commits(folder / below)
+    if below is None:  # its part fills no shards, or none has begun
+        shards = Shards(part=None, done=len(made), total=None) if made else None
+    else:
+        shards = _shards(here, run, told["state"] == "running")
     return Standing(
         folder=folder,
         kind=kind,
-        shards=None if below is None else _shards(here, run, told["state"] == "running"),
+        shards=shards,
         pictures=Account.total(record.pictures for record in records),
         captions=Account.total(captions) if captions else None,
         set_aside=_named({n: why for n, why in run.set_aside.items() if n not in here}),
@@ -218,7 +223,7 @@ def _of_draft(folder: Folder, kind: str, run: _Run, told: Mapping[str, Any]) -> 
 def _shards(made: Mapping[int, Commit], run: _Run, goes_on: bool) -> Shards:
     """How far the last phase of a run is, which fills a folder by shards."""
     phase = run.phase
-    shards = Shards(part=str(run.part), done=len(made), total=phase.get("shards"))
+    shards = Shards(part=run.part, done=len(made), total=phase.get("shards"))
     in_order = sorted(made.values(), key=lambda commit: commit.time_s)
     of_this_run = in_order[phase.get("shards_found", 0) :]
     if not goes_on or not of_this_run:
@@ -235,13 +240,15 @@ def _of_index(folder: Folder, told: Mapping[str, Any]) -> Standing:
     manifest = read_manifest(folder)
     if manifest is None:
         raise DatasetError(f"{folder}/{INDEX}: is missing")
-    unnamed = unnamed_additions(folder, [added.folder for added in manifest.added])
-    num_shards = len(manifest.shards)
-    pictures = sum(shard.num_pictures for shard in manifest.shards)
+    named = [added.folder for added in manifest.added]
+    unnamed = unnamed_additions(folder, named)
+    parts = [manifest, *filter(None, (read_manifest(folder / name) for name in named))]
+    num_shards = sum(len(part.shards) for part in parts)
+    pictures = sum(shard.num_pictures for part in parts for shard in part.shards)
     return Standing(
         folder=folder,
         kind="index",
-        shards=Shards(part=told["part"] or "", done=num_shards, total=num_shards),
+        shards=Shards(part=None, done=num_shards, total=num_shards),
         pictures=Account.all_kept(pictures),
         additions={its.name: _standing(its, DRAFT) for its in unnamed},
         **told,
@@ -251,7 +258,7 @@ def _of_index(folder: Folder, told: Mapping[str, Any]) -> Standing:
 def _index_shards(folder: Folder, run: _Run) -> Shards:
     stems = (name.removesuffix(".json") for name in folder.files())
     made = [stem for stem in stems if stem.isdigit() and committed_shard(folder, int(stem))]
-    return Shards(part=run.part or "", done=len(made), total=run.phase.get("shards"))
+    return Shards(part=run.part, done=len(made), total=run.phase.get("shards"))
 
 
 def _of_training(folder: Folder, record: Any, told: Mapping[str, Any]) -> Standing:

@@ -74,6 +74,8 @@ def _lines(standing: Standing, above: Folder) -> Iterator[str]:
     yield f"{name}: {standing.kind}, {_state(standing)}"
     if standing.shards is not None:
         yield f"  {_of_shards(standing.shards)}"
+    elif standing.state != "finished" and standing.steps is None and standing.part:
+        yield f"  {standing.part}"
     if standing.steps is not None:
         yield from (f"  {line}" for line in _of_steps(standing.steps, standing.state))
     for of, account in (("pictures", standing.pictures), ("captions", standing.captions)):
