@@ -7,7 +7,9 @@ cluster     the Ray session a job runs in: its own, or a cluster's
 shards      the runner: a pool of actors, a deadline and finite attempts a shard
 progress    done, total, rate, time left
 prometheus  what Prometheus sees of running jobs, through Ray
-build       a dataset filled shard by shard: resume, set aside, publish, run.json
+build       a dataset filled shard by shard: resume, set aside, publish
+run_log     run.json, written and read
+metric_lines    metrics.jsonl, read
 training    the loop of both stages, on Ray Train: ranks, updates, checkpoints, metrics
 malloc      how a CPU's memory is kept between steps
 compute     how workers put a trained model to work
@@ -27,7 +29,10 @@ feature_worker    the worker of features: encoder, decoding and writing side by 
 subjects    what it looks at then: picture files, or rows of features
 texts       what it writes of them: asked for with progress, printed, published
 plan        what a run will read, write and take, before it is begun
+status      how far a job is, how fast, and what failed why
+standing    that, of each dataset, index and training, from its records
 inspect     what is in a dataset, and whether it is whole
+wording     numbers and times as people read them
 report      one page of all that a run made
 demo        all of it, on a procedural web
 """

@@ -1,31 +1,23 @@
-"""A dataset filled shard by shard: resume, set aside, publish, and the log of its runs."""
+"""A dataset filled shard by shard: resume, set aside, publish."""
 
 import contextlib
-import datetime
 import logging
-import platform
-import resource
-import socket
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 from jobs import settings
 from jobs.progress import Progress
 from jobs.prometheus import ShardMetrics
+from jobs.run_log import RunLog
 from jobs.shards import MakeWorker, Outcome, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
-from pipeline.claim import Claim, claimed
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ViaductError
 from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
 
 
 class Incomplete(ViaductError):
@@ -40,58 +32,6 @@ class Incomplete(ViaductError):
             f"{named}. The same command tries them again; --publish-incomplete does without them"
         )
         self.damaged = outcome.damaged
-
-
-class RunLog:
-    """run.json: when, where, how long, how often tried. Never part of a digest.
-
-    Args:
-        claim: on the folder; nothing is written once it is lost.
-    """
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self._earlier = (claim.folder.read_json(RUN_FILE) or {"runs": []})["runs"]
-        self._begun = time.monotonic()
-        self._run: dict[str, Any] = {
-            "command": sys.argv,
-            "started": _now(),
-            "ended": None,
-            "host": socket.gethostname(),
-            "python": platform.python_version(),
-            "packages": {name: metadata.version(name) for name in _PACKAGES},
-            "phases": [],
-        }
-        self._write()
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[dict[str, Any]]:
-        """Log one part of the run; the caller may add fields to what it gets."""
-        phase: dict[str, Any] = {"phase": name}
-        self._run["phases"].append(phase)
-        begun = time.monotonic()
-        try:
-            yield phase
-        finally:
-            phase["seconds"] = round(time.monotonic() - begun, 3)
-            self._write()
-
-    def told(self, name: str) -> dict[str, Any]:
-        """What was logged of a part of this run, its seconds too; empty where it had no such."""
-        return next((its for its in self._run["phases"] if its["phase"] == name), {})
-
-    def end(self) -> None:
-        self._run["ended"] = _now()
-        self._run["seconds"] = round(time.monotonic() - self._begun, 3)
-        self._run["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self._write()
-
-    def _write(self) -> None:
-        self.claim.check()
-        self.claim.folder.publish_json(RUN_FILE, {"runs": [*self._earlier, self._run]})
-
-
-_PACKAGES = ("viaduct", "ray", "pyarrow", "numpy", "pillow", "torch", "timm", "img2dataset")
 
 
 @contextlib.contextmanager
@@ -149,15 +89,14 @@ def build(
     if published and not todo:
         logger.info("already whole phase=%s dataset=%s", phase, draft.folder)
         return published
-    with log.phase(phase) as entry:
-        metrics = ShardMetrics(draft.folder.name, phase, len(todo))
-        outcome = _make(todo, tasks, make_worker, pool, phase, at_once, metrics)
+    known = {"shards": len(tasks), "shards_found": len(tasks) - len(todo), "set_aside": {}}
+    metrics = ShardMetrics(draft.folder.name, phase, len(todo))
+    with log.phase(phase, draft.folder, **known) as entry:
+        outcome = _make(todo, tasks, make_worker, pool, at_once, log, entry, metrics)
         entry |= {
             "shards_made": len(outcome.done),
-            "shards_found": len(tasks) - len(todo),
             "pictures_in": sum(task.rows for task in todo if task.number in outcome.done),
             "failed_attempts": dict(outcome.attempts),
-            "set_aside": outcome.set_aside,
             "worker_peak_rss_bytes": outcome.peak_rss_bytes,
         }
         if outcome.sums:
@@ -181,26 +120,28 @@ def _make(
     tasks: Sequence[Task],
     make_worker: MakeWorker,
     pool: PoolConfig,
-    phase: str,
     at_once: int,
+    log: RunLog,
+    entry: dict[str, Any],
     metrics: ShardMetrics,
 ) -> Outcome:
+    """Make what is to be made; shards set aside are told in the log's entry as it goes."""
     if not todo:
         return Outcome()
     total, left = (sum(task.weight for task in some) for some in (tasks, todo))
-    progress = Progress(phase, total, total - left, "pictures")
+    progress = Progress(entry["phase"], total, total - left, "pictures")
+
+    def on_done(task: Task) -> None:
+        progress.advance(task.weight)
+        log.write_changes()
+
+    def on_set_aside(task: Task, reason: str) -> None:
+        entry["set_aside"][task.number] = reason
+        log.changed()
+
     try:
         return run_shards(
-            make_worker,
-            todo,
-            pool,
-            lambda task: progress.advance(task.weight),
-            at_once=at_once,
-            metrics=metrics,
+            make_worker, todo, pool, on_done, on_set_aside, at_once=at_once, metrics=metrics
         )
     finally:
         progress.close()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

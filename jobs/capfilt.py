@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from jobs.build import RunLog, build, running
+from jobs.build import build, running
 from jobs.caption_roles import open_captioner, open_judges, roles_to_tell
 from jobs.caption_worker import CaptionWork, CaptionWorker
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.compute import ComputeConfig
+from jobs.run_log import RunLog
 from jobs.shards import PoolConfig, Task
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import check_features

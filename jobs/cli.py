@@ -36,6 +36,7 @@ COMMANDS = {
     "answer": ("Answer", "answers to a question about pictures, by a checkpoint of stage 2"),
     "report": ("Report", "one HTML page of all that a run made"),
     "takedown": ("Takedown", "pictures out of every dataset and index; which trainings saw them"),
+    "status": ("Status", "how far a job is, how fast, and what failed why"),
     "inspect": ("Inspect", "show any dataset; verify it; write pictures out"),
     "plan": ("Plan", "bytes, hours and GB/s of each step of a run, before it is begun"),
     "submit": ("Submit", "any of these as a run on a cluster"),
@@ -59,7 +60,7 @@ _MODULES = {
 
 _MAKES_NOTHING = (
     *("import", "export", "evaluate", "evaluate captions", "search", "serve", "caption"),
-    *("answer", "report", "takedown", "inspect", "plan", "demo"),
+    *("answer", "report", "takedown", "status", "inspect", "plan", "demo"),
     *("submit", "runs", "runs follow", "runs stop"),
 )
 """Commands that have nothing to go on with."""

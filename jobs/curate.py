@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from jobs.build import RunLog, build, running
+from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
+from jobs.run_log import RunLog
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
 from pipeline.caption_filters import CAPTION_FILTERS, filter_captions, max_pictures

@@ -108,7 +108,11 @@ class Index:
         if draft is None:
             return
         progress = Progress("index", sources.images.num_rows, 0, "pictures")
-        with running(self._from_anywhere(), draft) as log, log.phase("index"):
+        num_shards = len(list(sources.index_shards()))
+        with (
+            running(self._from_anywhere(), draft) as log,
+            log.phase("index", folder, shards=num_shards),
+        ):
             try:
                 self._build(folder, sources, progress)
                 log.claim.check()

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.build import RunLog, build, running
+from jobs.build import build, running
 from jobs.cluster import ClusterConfig, session
+from jobs.run_log import RunLog
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
 from pipeline.dataset import Dataset

@@ -42,9 +42,8 @@ class ShardMetrics:
         """A shard was made; a record of what was written says what is in it."""
         self._over("made")
         if isinstance(record, ShardRecord):
-            for outcome, count in (
-                {KEPT: record.pictures.num_kept} | record.pictures.dropped
-            ).items():
+            pictures = {KEPT: record.pictures.num_kept, **record.pictures.dropped}
+            for outcome, count in pictures.items():
                 self._count(self._pictures, count, outcome)
             self._bytes.inc(record.entry.bytes, self._tags)
 

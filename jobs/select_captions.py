@@ -58,7 +58,10 @@ class SelectCaptions:
         draft = Draft.begin(Folder.at(self.out), "captions", CANDIDATES, lineage)
         made, summary = draft.whole(), read_summary(draft.folder)
         if made is None or summary is None:
-            with running(self, draft) as log, log.phase("select"):
+            with (
+                running(self, draft) as log,
+                log.phase("select", draft.folder, shards=len(candidates.records)),
+            ):
                 made, summary = _make(draft, candidates, selection, log.claim)
         for line in told(summary):
             print(line)

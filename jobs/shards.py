@@ -201,6 +201,7 @@ def run_shards(
     tasks: Iterable[Task],
     config: WorkersConfig,
     on_done: Callable[[Task], None] = lambda task: None,
+    on_set_aside: Callable[[Task, str], None] = lambda task, reason: None,
     *,
     at_once: int = 1,
     metrics: ShardMetrics | None = None,
@@ -212,6 +213,7 @@ def run_shards(
         tasks: the shards; what a subclass of Task carries along reaches the worker.
         config: see there.
         on_done: called with each task that is made.
+        on_set_aside: called with each that is set aside, and the reason.
         at_once: shards that a worker is called with at once, each in a thread of its own; the
             worker sees to it that the later one only takes over where the first one ends.
         metrics: told of each shard that is made, set aside or failed an attempt.
@@ -220,7 +222,8 @@ def run_shards(
         ConfigError: a worker raised it: the user must act, and no other attempt would help.
         ViaductError: workers do not even start.
     """
-    return _Pool(make_worker, list(tasks), config, on_done, at_once, metrics).run()
+    pool = _Pool(make_worker, list(tasks), config, on_done, on_set_aside, at_once, metrics)
+    return pool.run()
 
 
 class _Pool:
@@ -230,11 +233,13 @@ class _Pool:
         tasks: list[Task],
         config: WorkersConfig,
         on_done: Callable[[Task], None],
+        on_set_aside: Callable[[Task, str], None],
         at_once: int,
         metrics: ShardMetrics | None,
     ) -> None:
         self._config = config
         self._on_done = on_done
+        self._on_set_aside = on_set_aside
         self._metrics = metrics
         self._at_once = at_once
         self._make_worker = ray.put(make_worker)
@@ -435,6 +440,7 @@ class _Pool:
         self._outcome.set_aside[task.number] = reason
         if self._metrics is not None:
             self._metrics.set_aside()
+        self._on_set_aside(task, reason)
 
     @contextlib.contextmanager
     def _cleared_away(self) -> Iterator[None]:

@@ -5,8 +5,11 @@ The record is written last and names the file, so a shard without a valid record
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +19,9 @@ from pipeline.errors import DatasetError
 from pipeline.storage import Folder, TemporaryFile
 
 _COMMIT_LOCK = ".commit.lock"
+
+_READ_AT_ONCE = 16
+"""Records."""
 
 
 @dataclass(frozen=True)
@@ -283,11 +289,43 @@ def committed(folder: Folder, number: int) -> ShardRecord | None:
         return None
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A shard that is here and whole."""
+
+    record: ShardRecord
+    time_s: float
+    """When its record was written, in seconds since 1970, by the clock of where it lies."""
+
+
+def commits(folder: Folder) -> dict[int, Commit]:
+    """The shards that are here and whole, by number: of listings and their records alone."""
+    infos = folder.infos()
+    names = [name for name in infos if name.endswith(".json") and name[:-5].isdigit()]
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:  # on an object store each is a request
+        read = threads.map(partial(_record_or_none, folder), names)
+        found = {name: record for name, record in zip(names, read, strict=True) if record}
+    sizes = {name: info.size for name, info in infos.items()}
+    for home in {entry.file.rpartition("/")[0] for r in found.values() for entry in r.files} - {""}:
+        sizes |= {f"{home}/{name}": info.size for name, info in (folder / home).infos().items()}
+    return {
+        record.number: Commit(record, infos[name].mtime_ns / 1e9)
+        for name, record in found.items()
+        if all(sizes.get(entry.file) == entry.bytes for entry in record.files)
+    }
+
+
 def all_committed(folder: Folder) -> dict[int, ShardRecord]:
     """The records of the shards that are here and whole, by number."""
-    stems = (name.removesuffix(".json") for name in folder.files() if name.endswith(".json"))
-    found = (committed(folder, int(stem)) for stem in stems if stem.isdigit())
-    return {record.number: record for record in found if record is not None}
+    return {number: commit.record for number, commit in commits(folder).items()}
+
+
+def _record_or_none(folder: Folder, name: str) -> ShardRecord | None:
+    """A record whose name was listed; a damaged one counts as absent."""
+    try:
+        return ShardRecord.from_json(json.loads(folder.read(name)), name)
+    except (DatasetError, ValueError, FileNotFoundError):
+        return None
 
 
 def _is_committed(folder: Folder, record: ShardRecord) -> bool:

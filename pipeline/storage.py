@@ -89,9 +89,13 @@ class Folder:
 
     def files(self) -> list[str]:
         """Names of the files directly in the folder, sorted; none if there is no folder."""
+        return sorted(self.infos())
+
+    def infos(self) -> dict[str, pafs.FileInfo]:
+        """Size and time of the files directly in the folder, by name; none without a folder."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         infos = self.fs.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.type == pafs.FileType.File)
+        return {info.base_name: info for info in infos if info.type == pafs.FileType.File}
 
     def entries(self) -> list[str]:
         """Names of all that is directly in the folder, sorted; none if there is no folder."""

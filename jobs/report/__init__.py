@@ -6,7 +6,6 @@ competition the captions that competed for pictures, and which were chosen
 gallery     the pictures that were captioned and found
 figures     curves and bars as SVG, in the page's own colours
 plots       which metrics go into which figure
-wording     numbers and times as people read them
 page        the contents as HTML, through report.html.jinja
 """
 

@@ -2,14 +2,15 @@
 
 import contextlib
 import fnmatch
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from indexes.gathering import PICTURE_VECTORS
-from indexes.storage import is_added, unnamed_additions
+from indexes.storage import INDEX, is_added, unnamed_additions
+from jobs.metric_lines import METRICS, read_metrics
+from jobs.run_log import RUN_FILE, command_line, runs_of
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.errors import DatasetError
@@ -20,13 +21,8 @@ from pipeline.storage import Folder
 _KINDS = ("raw", "pairs", "features", "candidates", "captions", "stage 1", "stage 2")
 """Kinds of what is made in the order in which data flows; what follows comes by name."""
 
-_CHECKPOINT, _METRICS, _INDEX, _RUN = (
-    "checkpoint.json",
-    "metrics.jsonl",
-    "index.json",
-    "run.json",
-)
-_MARKS = (MANIFEST, DRAFT, _CHECKPOINT, _METRICS, _INDEX)
+_CHECKPOINT = "checkpoint.json"
+_MARKS = (MANIFEST, DRAFT, _CHECKPOINT, METRICS, INDEX)
 """Files that only what a job makes has: nothing of its own is looked for below it."""
 
 
@@ -140,7 +136,7 @@ def read_run(run: Folder) -> Contents:
             _read_results(contents, name, folder)
             continue
         logged.append((name, folder))
-        if folder.size(_INDEX) is not None:
+        if folder.size(INDEX) is not None:
             added = filter(is_added, folder.entries())
             logged += [(f"{name}/{addition}", folder / addition) for addition in added]
         _read_made(contents, name, folder)
@@ -188,8 +184,8 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
         )
         return
     checkpoint = folder.read_json(_CHECKPOINT)
-    index = folder.read_json(_INDEX)
-    if folder.size(_METRICS) is not None:
+    index = folder.read_json(INDEX)
+    if folder.size(METRICS) is not None:
         contents.trainings.append(_training(name, folder, checkpoint))
     if index is not None and checkpoint is None:
         _read_index(contents, name, folder, index)
@@ -206,12 +202,12 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
 
 def _read_index(contents: Contents, name: str, folder: Folder, index: Mapping[str, Any]) -> None:
     """An index and what was added to it; the name of an addition says to which."""
-    with reading(f"{folder}/{_INDEX}"):
+    with reading(f"{folder}/{INDEX}"):
         contents.made.append(_indexed(name, "index", index))
         named = [str(added["folder"]) for added in index["added"]]
     for added in named:
-        with reading(f"{folder / added}/{_INDEX}"):
-            its = (folder / added).read_json(_INDEX)
+        with reading(f"{folder / added}/{INDEX}"):
+            its = (folder / added).read_json(INDEX)
             contents.made.append(_indexed(f"{name}/{added}", "addition", its))
     unnamed = unnamed_additions(folder, named)
     contents.unfinished += [f"{name}/{addition.name}" for addition in unnamed]
@@ -234,18 +230,7 @@ def _splits(dataset: Dataset) -> dict[str, int]:
 
 
 def _training(name: str, folder: Folder, checkpoint: Any) -> Training:
-    """A line that is still being written is passed over; a damaged one before it is an error."""
-    texts = folder.read(_METRICS).decode(errors="replace").splitlines()
-    lines = []
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            if number == len(texts):
-                break
-            raise DatasetError(f"{folder}/{_METRICS}: line {number} is not JSON") from None
-        with reading(f"{folder}/{_METRICS}: line {number}"):
-            lines.append({"step": int(line["step"]), **line, "split": str(line["split"])})
+    lines = read_metrics(folder)
     with reading(f"{folder}/{_CHECKPOINT}"):
         is_first = any(line.keys() & {"itc", "itm", "itg"} for line in lines)
         stage = int(checkpoint["stage"]) if checkpoint else 1 if is_first else 2
@@ -299,9 +284,8 @@ def _read_logs(contents: Contents, logged: list[tuple[str, Folder]]) -> None:
     """When the jobs ran and with which versions; how long, where nothing else says it."""
     runs = []
     for name, folder in logged:
-        with reading(f"{folder}/{_RUN}"):
-            of_folder = (folder.read_json(_RUN) or {"runs": []})["runs"]
-            runs += [(str(run["started"]), name, run) for run in of_folder]
+        with reading(f"{folder}/{RUN_FILE}"):
+            runs += [(str(run["started"]), name, run) for run in runs_of(folder)]
     runs.sort(key=lambda run: run[:2])
     ended = [str(run["ended"]) for _, _, run in runs if run.get("ended")]
     contents.started = runs[0][0] if runs else None
@@ -310,11 +294,6 @@ def _read_logs(contents: Contents, logged: list[tuple[str, Folder]]) -> None:
         contents.versions |= {"python": run["python"], **run["packages"]}
     if not contents.steps:
         contents.steps = [
-            Step(name, _command(run["command"]), float(run.get("seconds") or 0.0))
+            Step(name, command_line(run["command"]), float(run.get("seconds") or 0.0))
             for _, name, run in runs
         ]
-
-
-def _command(words: list[str]) -> str:
-    """The command as a person would type it: without the program's folder."""
-    return " ".join([words[0].rsplit("/", 1)[-1], *words[1:]]) if words else ""

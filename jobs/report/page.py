@@ -20,7 +20,7 @@ from jobs.report.plots import (
     score_plots,
     training_plots,
 )
-from jobs.report.wording import duration, instant, percent
+from jobs.wording import duration, instant, percent
 from pipeline.accounting import Account
 
 _TEMPLATE = "report.html.jinja"

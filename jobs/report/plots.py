@@ -17,7 +17,7 @@ from jobs.report.figures import (
     curves_figure,
     shares_figure,
 )
-from jobs.report.wording import percent
+from jobs.wording import percent
 from pipeline.candidates import SYNTHETIC, WEB
 
 DIRECTIONS = {"picture_to_text": "Picture to text", "text_to_picture": "Text to picture"}

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 
+from jobs.metric_lines import METRICS
 from jobs.training.boards import Board
 from jobs.training.step_lines import StepLines
 from pipeline.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-METRICS, CAPTIONS = "metrics.jsonl", "validation_captions.jsonl"
+CAPTIONS = "validation_captions.jsonl"
 
 
 class Metrics:

@@ -34,15 +34,18 @@ def train(training: Training, job: Any, config: RanksConfig, place: Place) -> Ch
         return Checkpoint.open(folder)
     if training.loop.wandb is not None:
         check_wandb()
-    with running(job, draft) as log, log.phase("train") as entry:
+    ranks, threads = place.num_ranks, place.threads
+    with (
+        running(job, draft) as log,
+        log.phase("train", ranks=ranks, threads=threads) as entry,
+    ):
         if folder.size(TOKENIZER) is None:
             folder.publish(TOKENIZER, training.tokenizer().encode())
         # What made the tokenizer holds all captions; ranks read it from the folder.
         shipped = {
             "training": replace(training, tokenizer=str, claim=log.claim),
-            "threads": place.threads,
+            "threads": threads,
         }
-        entry |= {"ranks": place.num_ranks, "threads": place.threads}
         entry["failures"] = run_ranks(live, shipped, config, place)
         log.claim.check()
         whole = publish_last(folder, kept_steps(folder)[-1])

@@ -6,8 +6,9 @@ import signal
 import pyarrow as pa
 import pytest
 
-from jobs.build import Incomplete, RunLog, build
+from jobs.build import Incomplete, build
 from jobs.cli import _exit_code
+from jobs.run_log import RunLog
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
 from pipeline.claim import Claim

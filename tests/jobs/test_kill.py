@@ -166,6 +166,10 @@ def test_a_second_job_on_the_same_folder_is_refused(unbroken):
         text=True,
         check=False,
     )
+    asked = [VIADUCT, "status", home / "raw", "--json"]
+    (facts,) = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+    assert (facts["state"], facts["running"]["process"]) == ("running", first.pid)
+    assert facts["shards"]["total"] == 60
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     named = f"(viaduct ingest, process {first.pid} on"

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.cli import main
 from jobs.report.contents import read_run
 from jobs.report.examples import Example, read_examples
-from jobs.report.wording import duration, instant, percent
+from jobs.wording import duration, instant, percent
 from pipeline.dataset import Dataset
 from pipeline.storage import Folder
 
