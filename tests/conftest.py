@@ -48,7 +48,7 @@ def ray_session():
     """Ray with two cores; jobs that run in this process find it and use it."""
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=200 << 20, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False)
     yield
     ray.shutdown()
 

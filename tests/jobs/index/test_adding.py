@@ -132,9 +132,15 @@ def test_an_addition_that_was_killed_goes_on_with_the_same_command(
 
 @pytest.mark.slow
 def test_on_an_object_store_all_is_as_on_a_disk(made, index, searched, bucket):
-    fs, uri = bucket
+    fs, whole_uri = bucket
+    fs.create_dir("bucket/added-to")  # other tests have what they make beside it
+
+    def uri(name: str) -> str:
+        return whole_uri(f"added-to/{name}")
+
     for name in ("pairs", "pairs-2", "embeddings", "embeddings-2"):
-        pafs.copy_files(f"{made.home}/{name}", f"bucket/{name}", destination_filesystem=fs)
+        where = f"bucket/added-to/{name}"
+        pafs.copy_files(f"{made.home}/{name}", where, destination_filesystem=fs)
     stage1 = ("--checkpoint", made.home / "stage1")
     run("index", uri("embeddings"), "--pairs", uri("pairs"), "--out", uri("index"), *stage1)
     run("index", uri("embeddings-2"), "--pairs", uri("pairs-2"), "--add-to", uri("index"))
