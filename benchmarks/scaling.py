@@ -124,7 +124,7 @@ def noop_rate(workers: int, num_shards: int) -> float:
     def make_worker() -> Callable[[Task], None]:
         return lambda task: None
 
-    # Workers of a quarter of a core, for all of them live on this machine.
+    # Workers of a part of a core, for all of them live on this machine.
     pool = PoolConfig(workers=workers, cpus_per_worker=0.0625)
     with session(ClusterConfig(cpus=2)):
         tasks = [Task(number, rows=1) for number in range(num_shards)]
