@@ -9,7 +9,7 @@ progress    done, total, rate, time left
 prometheus  what Prometheus sees of running jobs, through Ray
 build       a dataset filled shard by shard: resume, set aside, publish
 run_log     run.json, written and read
-metric_lines    metrics.jsonl, read
+metric_lines    names of a training's files; metrics.jsonl, read
 training    the loop of both stages, on Ray Train: ranks, updates, checkpoints, metrics
 malloc      how a CPU's memory is kept between steps
 compute     how workers put a trained model to work

@@ -108,13 +108,13 @@ class Index:
         if draft is None:
             return
         progress = Progress("index", sources.images.num_rows, 0, "pictures")
-        num_shards = len(list(sources.index_shards()))
+        shards = list(sources.index_shards())
         with (
             running(self._from_anywhere(), draft) as log,
-            log.phase("index", folder, shards=num_shards),
+            log.phase("index", folder, shards=len(shards)),
         ):
             try:
-                self._build(folder, sources, progress)
+                self._build(folder, sources, shards, progress)
                 log.claim.check()
                 publish_made(folder, sources)
             finally:
@@ -137,14 +137,15 @@ class Index:
             claim.check()
             publish_addition(folder, addition.folder)
 
-    def _build(self, folder: Folder, sources: Sources, progress: Progress) -> None:
+    def _build(
+        self, folder: Folder, sources: Sources, shards: list[tuple[int, ...]], progress: Progress
+    ) -> None:
         """Make the index shards: here where there is one, else by Ray.
 
         Raises:
             ConfigError, DatasetError: as `build_shard`.
             Incomplete: shards were set aside, and the index is not to be published without them.
         """
-        shards = list(sources.index_shards())
         if len(shards) == 1:
             if self.threads is not None:
                 use_threads(self.threads)

@@ -1,4 +1,4 @@
-"""metrics.jsonl of a training, read again while it is written or afterwards."""
+"""What lies in a training's folder, for whoever reads it without PyTorch: names, and metrics."""
 
 import json
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 from pipeline.errors import DatasetError
 from pipeline.storage import Folder
 
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINT, CHECKPOINTS = "metrics.jsonl", "checkpoint.json", "checkpoints"
+BEST = "best.json"
+"""In `checkpoints/`: which of them is the best."""
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:

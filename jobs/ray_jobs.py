@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cli import STOPPED
 from jobs.cluster import quieten
 from pipeline.errors import ConfigError, ViaductError, first_line
 
@@ -22,9 +23,6 @@ ADDRESS = "http://127.0.0.1:8265"
 
 STOP_WAIT_S = 120
 """So long may a run that is stopped take to end, before Ray kills it."""
-
-STOPPED = 130
-"""Exit code of what was stopped."""
 
 _ENDED = ("succeeded", "failed", "stopped")
 _POLL_S = 0.5

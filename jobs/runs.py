@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from jobs.ray_jobs import STOPPED, Cluster, Run
+from jobs.cli import STOPPED
+from jobs.ray_jobs import Cluster, Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from indexes.storage import INDEX, committed_shard, read_manifest, unnamed_additions
-from jobs.metric_lines import read_metrics
+from jobs.metric_lines import BEST, CHECKPOINT, CHECKPOINTS, read_metrics
 from jobs.run_log import RUN_FILE, command_line, runs_of
 from pipeline.accounting import Account
 from pipeline.claim import Holder, holder_of
@@ -16,8 +16,6 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.shard import MANIFEST, Commit, commits
 from pipeline.storage import Folder
 from pipeline.takedown import folders_with
-
-CHECKPOINT, CHECKPOINTS, BEST = "checkpoint.json", "checkpoints", "best.json"
 
 
 @dataclass(frozen=True)

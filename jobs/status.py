@@ -64,7 +64,7 @@ class Status:
         print("\n".join(lines), flush=True)
 
 
-_ALWAYS_TOLD = ("step", "split", "pairs_per_s", "data_wait_s", "time_left_s")
+_ALWAYS_TOLD = ("step", "split", "step_s", "pairs_per_s", "data_wait_s", "time_left_s")
 """What of a line of metrics stands in another place."""
 
 

@@ -11,6 +11,7 @@ import tyro
 from indexes.adding import unfinished_additions
 from indexes.parts import indexed
 from indexes.storage import INDEX
+from jobs.metric_lines import CHECKPOINT
 from pipeline.dataset import DRAFT, Dataset
 from pipeline.erasure import erase
 from pipeline.errors import ConfigError
@@ -19,8 +20,6 @@ from pipeline.source_files import find
 from pipeline.storage import Folder
 from pipeline.takedown import Wanted, folders_with, found_in, with_copies
 from pipeline.tombstones import add_tombstones, read_tombstones
-
-CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True, kw_only=True)

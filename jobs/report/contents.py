@@ -9,7 +9,7 @@ from typing import Any
 
 from indexes.gathering import PICTURE_VECTORS
 from indexes.storage import INDEX, is_added, unnamed_additions
-from jobs.metric_lines import METRICS, read_metrics
+from jobs.metric_lines import CHECKPOINT, METRICS, read_metrics
 from jobs.run_log import RUN_FILE, command_line, runs_of
 from pipeline.accounting import Account
 from pipeline.dataset import DRAFT, Dataset
@@ -21,8 +21,7 @@ from pipeline.storage import Folder
 _KINDS = ("raw", "pairs", "features", "candidates", "captions", "stage 1", "stage 2")
 """Kinds of what is made in the order in which data flows; what follows comes by name."""
 
-_CHECKPOINT = "checkpoint.json"
-_MARKS = (MANIFEST, DRAFT, _CHECKPOINT, METRICS, INDEX)
+_MARKS = (MANIFEST, DRAFT, CHECKPOINT, METRICS, INDEX)
 """Files that only what a job makes has: nothing of its own is looked for below it."""
 
 
@@ -183,7 +182,7 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
             Stage(name, dataset.kind, manifest.pictures, manifest.captions, _splits(dataset))
         )
         return
-    checkpoint = folder.read_json(_CHECKPOINT)
+    checkpoint = folder.read_json(CHECKPOINT)
     index = folder.read_json(INDEX)
     if folder.size(METRICS) is not None:
         contents.trainings.append(_training(name, folder, checkpoint))
@@ -193,7 +192,7 @@ def _read_made(contents: Contents, name: str, folder: Folder) -> None:
     if checkpoint is None:
         contents.unfinished.append(name)
         return
-    with reading(f"{folder}/{_CHECKPOINT}"):
+    with reading(f"{folder}/{CHECKPOINT}"):
         kind = f"stage {int(checkpoint['stage'])}"
         size = f"{int(checkpoint['step']):,} steps"
         lineage = Lineage.from_json(checkpoint["lineage"])
@@ -231,7 +230,7 @@ def _splits(dataset: Dataset) -> dict[str, int]:
 
 def _training(name: str, folder: Folder, checkpoint: Any) -> Training:
     lines = read_metrics(folder)
-    with reading(f"{folder}/{_CHECKPOINT}"):
+    with reading(f"{folder}/{CHECKPOINT}"):
         is_first = any(line.keys() & {"itc", "itm", "itg"} for line in lines)
         stage = int(checkpoint["stage"]) if checkpoint else 1 if is_first else 2
     return Training(name, stage, checkpoint is not None, tuple(lines))

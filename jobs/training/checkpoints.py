@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jobs.metric_lines import BEST
 from jobs.training.training import Training
 from model.checkpoint import (
     STEPS,
@@ -22,9 +23,6 @@ from model.checkpoint_models import load_weights
 from model.optimizer import optimizer_state, restore_optimizer
 
 logger = logging.getLogger(__name__)
-
-BEST = "best.json"
-"""Names the best checkpoint, beside them."""
 
 
 def best_of(steps: Sequence[int], merits: Mapping[int, float]) -> int | None:
