@@ -1,6 +1,7 @@
 """What a Ray cluster holds now, what it can grow to, and what a job waits for."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Bundle = Mapping[str, float]
-"""What one worker reserves: amounts of CPU and GPU, none of them zero."""
+"""What one worker reserves: amounts of CPU, GPU and memory, in bytes, none of them zero."""
 
 _MOST_ASKED = 256
 """Workers asked for at once beyond what there is."""
@@ -24,9 +25,21 @@ _GIVE_UP_S = 30.0
 """For so long the autoscaler must have had nothing that could hold a worker."""
 
 
-def bundle(cpus: float, gpus: float) -> Bundle:
-    """What a worker of so many cores and GPUs reserves."""
-    return {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each}
+_FIELDS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker", "memory": "memory_gb_per_worker"}
+"""Each kind of a bundle, and the option that asks for it."""
+_GB = 1e9
+
+
+def bundle(cpus: float, gpus: float, memory_gb: float = 0.0) -> Bundle:
+    """What a worker of so many cores, GPUs and gigabytes (10^9 bytes) reserves."""
+    amounts = zip(_FIELDS, (cpus, gpus, memory_gb * _GB), strict=True)
+    return {kind: each for kind, each in amounts if each}
+
+
+def actor_options(each: Bundle) -> dict[str, float]:
+    """The options by which Ray gives one of its actors or tasks a bundle."""
+    options = {"num_cpus": each.get("CPU", 0.0), "num_gpus": each.get("GPU", 0.0)}
+    return options | ({"memory": each["memory"]} if "memory" in each else {})
 
 
 def num_held(each: Bundle) -> int:
@@ -50,22 +63,23 @@ class Size:
     """How many workers a pool asks for, as the cluster grows and shrinks.
 
     On a cluster that cannot grow as many as it holds. On one that can, a given number is asked for
-    from the beginning; without one, first a worker more than there is room for, then as many as
-    came, so that it doubles. Where the autoscaler refuses, it is asked again a minute later.
+    from the beginning; without one, first the fewest, or a worker more than there is room for, then
+    as many as came, so that it doubles. Where the autoscaler refuses, it is asked again a minute
+    later.
     """
 
-    def __init__(self, each: Bundle, most: int | None) -> None:
-        """For workers of this size, at most so many.
+    def __init__(self, each: Bundle, most: int | None, fewest: int = 1) -> None:
+        """For workers of this size, at most so many, and these from the beginning.
 
         Raises:
-            ConfigError: no node holds one, and none can come.
+            ConfigError: the nodes do not hold the fewest, and none can come.
         """
-        self._each, self._most = each, most
+        self._each, self._most, self._fewest = each, most, fewest
         self._grows = can_grow()
         self._first = self.held = self._held()
         self._looked = time.monotonic()
         self._ask_from = 0.0
-        _require(each)
+        _require(each, fewest, "min_workers: ")
 
     held: int
     """Workers that the cluster holds."""
@@ -78,8 +92,8 @@ class Size:
         if self._most is not None:
             return self._most
         if self.held and self._looked < self._ask_from:
-            return self.held
-        return self.held + min(_MOST_ASKED, max(1, self.held - self._first))
+            return max(self.held, self._fewest)
+        return max(self._fewest, self.held + min(_MOST_ASKED, max(1, self.held - self._first)))
 
     def look(self) -> None:
         """See what the cluster holds by now."""
@@ -158,10 +172,10 @@ def await_room(each: Bundle, count: int = 1) -> None:
         remove_placement_group(group)
 
 
-def _require(each: Bundle, count: int = 1) -> None:
+def _require(each: Bundle, count: int = 1, asked_by: str = "") -> None:
     """Raise ConfigError where the nodes do not hold so many workers, and none can come."""
     if num_held(each) < count and not can_grow():
-        raise ConfigError(_no_room(each, count))
+        raise ConfigError(_no_room(each, count, asked_by))
 
 
 def _nodes() -> list[Mapping[str, float]]:
@@ -174,21 +188,29 @@ def _fitting(node: Bundle, each: Bundle) -> int:
     return min((int(node.get(kind, 0) / amount + 1e-6) for kind, amount in each.items()), default=1)
 
 
-def _no_room(each: Bundle, count: int) -> str:
-    """Why so many workers have no place."""
+def _no_room(each: Bundle, count: int, asked_by: str = "") -> str:
+    """Why so many workers have no place; `asked_by` begins it if their number is to blame."""
     if held := num_held(each):
-        return f"{count} x {_words(each)} do not fit on the cluster's nodes, only {held}"
+        return f"{asked_by}{count} x {_words(each)} do not fit on the cluster's nodes, only {held}"
     nodes = _nodes()
     for kind, amount in each.items():
         most = max((node.get(kind, 0) for node in nodes), default=0)
         if most < amount:
             where = "Ray has" if len(nodes) == 1 else "no node of the cluster has more than"
-            return f"{kind.lower()}s_per_worker: {amount:g}, but {where} {most:g}"
-    return f"cpus_per_worker, gpus_per_worker: no node of the cluster has {_words(each)}"
+            return f"{_FIELDS[kind]}: {_told(kind, amount)}, but {where} {_told(kind, most)}"
+    return f"{', '.join(_FIELDS[kind] for kind in each)}: no node of the cluster has {_words(each)}"
 
 
 def _words(each: Bundle) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in each.items()) or "a worker"
+    words = (
+        f"{_told(kind, amount)} {'GB' if kind == 'memory' else kind}"
+        for kind, amount in each.items()
+    )
+    return " and ".join(words) or "a worker"
+
+
+def _told(kind: str, amount: float) -> str:
+    return f"{amount / _GB if kind == 'memory' else amount:g}"
 
 
 def _autoscaler(each: Bundle) -> tuple[list[str], bool]:
@@ -210,7 +232,8 @@ def _is_refused(state: Any, each: Bundle) -> bool:
 
 
 def _asks_for(asked: Mapping[str, float], each: Bundle) -> bool:
-    return all(abs(asked.get(kind, 0) - each.get(kind, 0)) < 1e-6 for kind in ("CPU", "GPU"))
+    pairs = ((asked.get(kind, 0), each.get(kind, 0)) for kind in _FIELDS)
+    return all(math.isclose(its, wanted, abs_tol=1e-6) for its, wanted in pairs)
 
 
 def _autoscaling_state() -> Any:

@@ -9,7 +9,7 @@ import tyro
 from ray.exceptions import RayTaskError
 
 from jobs.build import build, running
-from jobs.capacity import await_room
+from jobs.capacity import actor_options, await_room
 from jobs.cluster import ClusterConfig, cluster_device, session
 from jobs.feature_worker import (
     SHARDS_AT_ONCE,
@@ -127,8 +127,7 @@ def _remotely(function: Any, pool: PoolConfig) -> Any:
     """What a function returns, or raises, in a process that has what a worker has."""
     each = pool.bundle
     await_room(each)
-    resources = {"num_cpus": each.get("CPU", 0), "num_gpus": each.get("GPU", 0)}
     try:
-        return ray.get(ray.remote(function).options(**resources).remote())
+        return ray.get(ray.remote(function).options(**actor_options(each)).remote())
     except RayTaskError as error:
         raise error.cause from None

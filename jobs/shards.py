@@ -20,7 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from jobs.capacity import Bundle, Size, Wait, bundle
+from jobs.capacity import Bundle, Size, Wait, actor_options, bundle
 from jobs.prometheus import ShardMetrics
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
 
@@ -46,12 +46,20 @@ class WorkersConfig:
     hold. A cluster that grows is asked for this number at once, without it for ever more while
     there is work; either way work begins with the first that is up."""
 
+    min_workers: int = 1
+    """Fewest workers that the cluster must have room for: one that grows is asked for them at once,
+    without `workers` too; one that cannot hold them is an error."""
+
     cpus_per_worker: float | None = None
     """Cores each worker reserves; by default one, or one for each of its threads. Beside a GPU
     none, so that nodes with GPUs need not declare cores, for which work on CPUs would take them."""
 
     gpus_per_worker: float = 0.0
     """GPUs each worker reserves; a share where it is below 1."""
+
+    memory_gb_per_worker: float = 0.0
+    """Memory each worker reserves, in 10^9 bytes, so that a node is given no more workers than its
+    memory holds; nothing by default. `worker_peak_rss_bytes` in run.json is what one took."""
 
     deadline_s: float = 3600.0
     """Longest time for one attempt at a shard, in seconds; then its worker is killed."""
@@ -66,8 +74,13 @@ class WorkersConfig:
             raise ConfigError(f"deadline_s: {self.deadline_s} is not positive")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers: {self.workers} is not positive")
-        if (self.cpus_per_worker or 0) < 0 or self.gpus_per_worker < 0:
-            raise ConfigError("cpus_per_worker, gpus_per_worker: must not be negative")
+        if self.min_workers < 1:
+            raise ConfigError(f"min_workers: {self.min_workers} is not positive")
+        if self.workers is not None and self.min_workers > self.workers:
+            raise ConfigError(f"min_workers: {self.min_workers} is above workers={self.workers}")
+        for name in ("cpus_per_worker", "gpus_per_worker", "memory_gb_per_worker"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
 
     def on(self, device: str, threads: int) -> Self:
         """For workers that compute on a device.
@@ -85,7 +98,7 @@ class WorkersConfig:
         cpus = self.cpus_per_worker
         if cpus is None:
             cpus = 0.0 if self.gpus_per_worker else 1.0
-        return bundle(cpus, self.gpus_per_worker)
+        return bundle(cpus, self.gpus_per_worker, self.memory_gb_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +259,7 @@ class _Pool:
         self._each = config.bundle
         self._wait = Wait(self._each)
         self._actor_class = ray.remote(Worker).options(
-            num_cpus=self._each.get("CPU", 0),
-            num_gpus=self._each.get("GPU", 0),
+            **actor_options(self._each),
             max_restarts=0,
             max_concurrency=at_once,
         )
@@ -264,7 +276,7 @@ class _Pool:
     def run(self) -> Outcome:
         if not self._queue:
             return self._outcome
-        size = Size(self._each, self._config.workers)
+        size = Size(self._each, self._config.workers, self._config.min_workers)
         with self._cleared_away():
             while self._queue or any(slot.tasks for slot in self._slots):
                 self._step(size)

@@ -32,6 +32,9 @@ class RanksConfig:
     """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
     change the last bits, also of a training that goes on with it."""
 
+    memory_gb_per_worker: float = 0.0
+    """Memory each rank reserves, in 10^9 bytes; nothing by default."""
+
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; `auto` takes GPUs where Ray has any."""
 
@@ -43,8 +46,9 @@ class RanksConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not positive")
-        if self.restarts < 0:
-            raise ConfigError(f"restarts: {self.restarts} is negative")
+        for name in ("memory_gb_per_worker", "restarts"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is negative")
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class Place:
     cuda: bool
     threads: int | None
     """Threads of a rank on a CPU; None on a GPU."""
+    memory_gb: float = 0.0
+    """Memory that each reserves."""
 
     @property
     def bundle(self) -> Bundle:
         """What a rank reserves."""
-        return bundle(self.threads or 0, float(self.cuda))
+        return bundle(self.threads or 0, float(self.cuda), self.memory_gb)
 
 
 def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
@@ -81,7 +87,8 @@ def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
         raise ConfigError(
             f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}{times}"
         )
-    place = Place(num_ranks, cuda, None if cuda else config.threads or max(1, cpus // num_ranks))
+    threads = None if cuda else config.threads or max(1, cpus // num_ranks)
+    place = Place(num_ranks, cuda, threads, config.memory_gb_per_worker)
     await_room(place.bundle, num_ranks)
     return place
 

@@ -47,6 +47,8 @@ def test_a_worker_fits_on_a_node_or_not_at_all(cluster):
     assert num_held(bundle(1, 0.25)) == 4
     assert num_held(bundle(0.1, 0)) == 160 + 80
     assert num_held(bundle(9, 1)) == 0
+    assert num_held(bundle(1, 0, memory_gb=4)) == 7
+    assert num_held(bundle(1, 0, memory_gb=40)) == 0
 
 
 def test_a_cluster_that_grows_is_asked_for_one_and_then_for_as_many_as_came(cluster):
@@ -88,6 +90,16 @@ def test_a_given_number_is_asked_for_at_once(cluster):
     assert sizes(size) == (40, 40)
 
 
+def test_the_fewest_are_asked_for_at_once_and_more_as_they_come(cluster, autoscaler):
+    size = Size(bundle(1, 0), None, 24)
+    assert sizes(size) == (0, 24)
+    cluster.append(CPU_NODE)
+    assert sizes(size) == (16, 32)
+    refuse(autoscaler, CPU=1)
+    assert sizes(size) == (16, 24)
+    assert sizes(Size(bundle(1, 0), 40, 24)) == (16, 40)
+
+
 def test_a_cluster_that_cannot_grow_is_asked_for_what_it_holds(cluster, monkeypatch):
     monkeypatch.setattr(capacity, "can_grow", lambda: False)
     cluster.append(GPU_NODE)
@@ -107,6 +119,12 @@ def test_a_cluster_that_cannot_grow_is_asked_for_what_it_holds(cluster, monkeypa
     cluster.append(CPU_NODE)
     with pytest.raises(ConfigError, match="no node of the cluster has 12 CPU and 1 GPU"):
         Size(bundle(12, 1), None)
+    with pytest.raises(ConfigError, match=r"memory_gb_per_worker: 40, but no node .* than 30"):
+        Size(bundle(1, 0, 40), None)
+    with pytest.raises(
+        ConfigError, match="min_workers: 100 x 1 CPU do not fit on the cluster's nodes, only 32"
+    ):
+        Size(bundle(1, 0), None, 100)
 
 
 def test_what_is_waited_for_is_said_in_a_line(cluster, autoscaler, monkeypatch, caplog):

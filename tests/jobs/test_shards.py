@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import ray
 
 from jobs.shards import Made, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
@@ -78,6 +79,7 @@ def test_workers_have_what_they_compute_with(pool, device, cpus, gpus):
     each = pool.on(device, threads=3).bundle
     assert (each.get("CPU", 0), each.get("GPU", 0)) == (cpus, gpus)
     assert PoolConfig().bundle == {"CPU": 1.0}
+    assert PoolConfig(memory_gb_per_worker=1.5).bundle == {"CPU": 1.0, "memory": 1.5e9}
 
 
 def test_no_shards_are_no_work():
@@ -174,15 +176,42 @@ def test_a_configuration_error_of_a_starting_worker_reaches_the_user():
 def test_a_worker_too_large_for_the_cluster_is_an_error_and_no_wait():
     with pytest.raises(ConfigError, match="cpus_per_worker: 64, but Ray has 2"):
         run_shards(worker(lambda number: None), tasks(3), PoolConfig(cpus_per_worker=64))
+    with pytest.raises(ConfigError, match="memory_gb_per_worker: 1e\\+06, but Ray has "):
+        run_shards(worker(lambda number: None), tasks(3), PoolConfig(memory_gb_per_worker=1e6))
+    with pytest.raises(ConfigError, match=r"min_workers: 3 x 1 CPU do not fit .* nodes, only 2"):
+        run_shards(worker(lambda number: None), tasks(3), PoolConfig(min_workers=3))
+
+
+def test_workers_reserve_memory():
+    """Which shows a moment later in what the cluster has left."""
+
+    def act(number):
+        while ray.available_resources()["memory"] > ray.cluster_resources()["memory"] - 5e8:
+            time.sleep(0.1)
+
+    pool = PoolConfig(workers=1, cpus_per_worker=0.5, memory_gb_per_worker=0.5, deadline_s=30)
+    assert sorted(run_shards(worker(act), tasks(2), pool).done) == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("attempts", 0), ("deadline_s", 0), ("workers", 0), ("cpus_per_worker", -1)],
+    [
+        ("attempts", 0),
+        ("deadline_s", 0),
+        ("workers", 0),
+        ("min_workers", 0),
+        ("cpus_per_worker", -1),
+        ("memory_gb_per_worker", -1),
+    ],
 )
 def test_impossible_pools_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
         PoolConfig(**{field: value})
+
+
+def test_the_fewest_workers_are_no_more_than_the_most():
+    with pytest.raises(ConfigError, match="min_workers: 3 is above workers=2"):
+        PoolConfig(workers=2, min_workers=3)
 
 
 TWO = PoolConfig(workers=1, cpus_per_worker=0.5, attempts=2, deadline_s=4)
