@@ -6,6 +6,7 @@ import time
 
 import pytest
 import ray
+from ray._private.internal_api import node_stats
 
 from jobs.shards import Made, PoolConfig, Task, run_shards
 from pipeline.accounting import Account
@@ -80,6 +81,26 @@ def test_workers_have_what_they_compute_with(pool, device, cpus, gpus):
     assert (each.get("CPU", 0), each.get("GPU", 0)) == (cpus, gpus)
     assert PoolConfig().bundle == {"CPU": 1.0}
     assert PoolConfig(memory_gb_per_worker=1.5).bundle == {"CPU": 1.0, "memory": 1.5e9}
+
+
+def test_results_leave_the_object_store_when_they_were_taken():
+    """Ray frees what nobody refers to once a second."""
+    [node] = ray.nodes()
+    where = node["NodeManagerAddress"], node["NodeManagerPort"]
+
+    def stored() -> int:
+        return node_stats(*where, include_memory_info=False).store_stats.object_store_bytes_used
+
+    before, seen = stored(), []
+    outcome = run_shards(
+        lambda: lambda task: bytes(1 << 20), tasks(6), POOL, lambda task: seen.append(stored())
+    )
+    assert max(seen) >= before + (1 << 20)
+    deadline = time.monotonic() + 60
+    while stored() >= before + (1 << 20):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(outcome.done) == 6  # which are there still
 
 
 def test_no_shards_are_no_work():
