@@ -188,9 +188,12 @@ class Web:
         return select(everything, judge.with_name(f"{judge.name}-filtered"), threshold)
 
 
-def select(candidates: Path, out: Path, threshold: float) -> Path:
-    """The best captions of each picture by the judge's similarity."""
-    both = {"web-threshold": threshold, "synthetic-threshold": threshold}
+def select(
+    candidates: Path, out: Path, threshold: float, synthetic_threshold: float | None = None
+) -> Path:
+    """The best captions of each picture by the judge's similarity; one threshold, or two."""
+    of_written = threshold if synthetic_threshold is None else synthetic_threshold
+    both = {"web-threshold": threshold, "synthetic-threshold": of_written}
     viaduct("select-captions", candidates, out=out, by="itc", **both)
     return out
 

@@ -1,0 +1,160 @@
+"""docs/cluster.md on one machine: a head and two workers by `ray start`, datasets on an S3.
+
+The procedural web goes through all steps by `viaduct submit`, in the smallest sizes that there are.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray._private.authentication import authentication_token_setup
+from ray._raylet import GcsClient
+from ray.exceptions import RpcError
+
+from jobs.cli import main
+from jobs.demo.web import make_pages, num_planted, served, write_urls
+from pipeline.dataset import Dataset
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+NUM_PAGES = 160
+SIZE = (
+    *("--num-layers", 2, "--width", 32, "--num-heads", 2, "--vocab-size", 500),
+    *("--num-queries", 4, "--embed-dim", 16, "--dropout", 0),
+)
+SHORT = (
+    *("--steps", 8, "--batch-size", 8, "--warmup-steps", 2, "--learning-rate", 2e-3),
+    *("--log-every", 4, "--validate-every", 8, "--checkpoint-every", 8, "--device", "cpu"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as its:
+        its.bind(("127.0.0.1", 0))
+        return its.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """That of a cluster of a head, which is given no work, and two workers of a core each."""
+    home = Path(tempfile.mkdtemp(prefix="viaduct-"))
+    gcs, port = free_port(), free_port()
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    start = (BIN / "ray", "start", "--block", "--disable-usage-stats", "--min-worker-port=0")
+    start = (*start, "--max-worker-port=0", "--object-store-memory=100000000")
+    head = ("--head", "--num-cpus=0", f"--port={gcs}", "--dashboard-host=127.0.0.1")
+    head = (*head, f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}")
+    worker = (f"--address=127.0.0.1:{gcs}", "--num-cpus=1")
+    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, capture_output=True)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, home, ignore_errors=True)
+
+        def begin(name: str, *options: str) -> None:
+            log = stack.enter_context((home / f"{name}.txt").open("wb"))
+            agent = f"--dashboard-agent-listen-port={free_port()}"
+            words = [*start, agent, *options]
+            node = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+            stack.callback(node.wait, 60)
+            stack.callback(node.terminate)  # --block ends what it started
+
+        def num_nodes() -> int:
+            with contextlib.suppress(RpcError):
+                return len(GcsClient(address=f"127.0.0.1:{gcs}").get_all_node_info())
+            return 0
+
+        # One after the other: Ray gives each half a minute to start, however busy the machine.
+        begin("head", *head, f"--temp-dir={home}")
+        wait_until(lambda: num_nodes() == 1)
+        begin("one", *worker)
+        wait_until(lambda: num_nodes() == 2)
+        begin("two", *worker)
+        wait_until(lambda: num_nodes() == 3)
+        yield f"http://127.0.0.1:{port}"
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_the_procedural_web_goes_through_all_steps_by_submit(
+    dashboard, bucket, language_folder, tmp_path, capfd
+):
+    fs, place = bucket
+
+    def at(name: str) -> str:
+        return re.sub("//.*@", "//", place(f"walk/{name}"))  # the nodes' environment has the key
+
+    def submit(name: str, *command: object) -> str:
+        """Run a command on the cluster; what it said."""
+        capfd.readouterr()
+        words = ["submit", "--address", dashboard, "--follow", "--name", name, "--", *command]
+        ended = main([str(word) for word in words])
+        said = capfd.readouterr().out
+        assert ended == 0, said
+        return said
+
+    pages = make_pages(NUM_PAGES, 0)
+    with served(pages) as address:
+        write_urls(pages, address, tmp_path / "urls.jsonl")
+        with fs.open_output_stream("bucket/walk/urls.jsonl") as file:
+            file.write((tmp_path / "urls.jsonl").read_bytes())
+        here = ("--allow-host", "127.0.0.1", "--per-host", 32, "--shard-rows", 40)
+        submit("ingest", "ingest", at("urls.jsonl"), "--out", at("raw"), *here)
+    shares = ("--test-share", 0.2, "--validation-share", 0.1)
+    submit("curate", "curate", at("raw"), "--out", at("pairs"), *shares)
+    encoder = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random", "--device", "cpu")
+    submit("features", "features", at("pairs"), "--out", at("features"), *encoder)
+    web = ("--features", at("features"), "--captions", at("pairs"))
+    start = ("--start", "scratch", *SIZE, *SHORT)
+    submit("first", "train-stage1", *web, "--out", at("first"), *start, "--ranks", 2)
+    seen = ("--features", at("features"), "--pairs", at("pairs"))
+    writing = ("--num-captions", 2, "--max-tokens", 12)
+    submit(
+        "capfilt", "capfilt", *seen, "--captioner", at("first"), "--out", at("written"), *writing
+    )
+    submit("select", "select-captions", at("written"), "--out", at("captions"))
+    chosen = ("--features", at("features"), "--captions", at("captions"))
+    submit("stage1", "train-stage1", *chosen, "--out", at("stage1"), *start)
+    model = (f"hf:{language_folder}", "--max-language-tokens", 24)
+    stage2 = ("--checkpoint", at("stage1"), "--language-model", *model, *SHORT)
+    submit("stage2", "train-stage2", *chosen, "--out", at("stage2"), *stage2)
+    made = ("--checkpoint", at("stage1"), *web)
+    submit("embed", "embed", *made, "--out", at("embeddings"))
+    measured = ("--out", at("evaluation.json"), "--rerank", 4)
+    submit("evaluate", "evaluate", at("embeddings"), *made, *measured)
+    indexed = ("--pairs", at("pairs"), "--checkpoint", at("stage1"), "--out", at("index"))
+    submit("index", "index", at("embeddings"), *indexed)
+    found = submit("search", "search", at("index"), "a red house", "--k", 3)
+    assert "a red house" in found
+
+    raw, pairs = (Dataset.open(place(f"walk/{name}")) for name in ("raw", "pairs"))
+    dropped = sum(raw.manifest.pictures.dropped.values())
+    assert raw.num_rows + dropped == NUM_PAGES
+    assert dropped == sum(num_planted(pages)[fault] for fault in ("missing", "html", "truncated"))
+    assert 0 < pairs.num_rows < raw.num_rows
+    with fs.open_input_stream("bucket/walk/evaluation.json") as file:
+        assert json.loads(file.read())["recall"].keys() >= {"q_former", "reranked"}
+    assert main(["runs", "--address", dashboard, "--json"]) == 0
+    runs = json.loads(capfd.readouterr().out)
+    assert {run["status"] for run in runs} == {"succeeded"}
+    assert len(runs) == 12
