@@ -3,12 +3,12 @@
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
 
-from jobs.capacity import Bundle, await_room, bundle, can_grow
+from jobs.capacity import Bundle, await_room, bundle, can_grow, num_held
 from jobs.cluster import cluster_device
 from jobs.training.config import LoopConfig
 from pipeline.errors import ConfigError, DatasetError, ViaductError, first_line
@@ -29,8 +29,9 @@ class RanksConfig:
     the same pictures in the same order, but draws other dropout."""
 
     threads: int | None = None
-    """Cores of each rank on CPUs; by default all there are, shared evenly. Another number may
-    change the last bits, also of a training that goes on with it."""
+    """Cores of each rank on CPUs; by default all there are, shared evenly, as far as the nodes hold
+    ranks of that size. Another number may change the last bits, also of a training that goes on
+    with it."""
 
     memory_gb_per_worker: float = 0.0
     """Memory each rank reserves, in 10^9 bytes; nothing by default."""
@@ -87,10 +88,18 @@ def prepare(config: RanksConfig, loop: LoopConfig) -> Place:
         raise ConfigError(
             f"batch_size: {loop.batch_size} is no multiple of ranks={num_ranks}{times}"
         )
-    threads = None if cuda else config.threads or max(1, cpus // num_ranks)
-    place = Place(num_ranks, cuda, threads, config.memory_gb_per_worker)
+    place = Place(num_ranks, cuda, None, config.memory_gb_per_worker)
+    if not cuda:
+        place = replace(place, threads=config.threads or _most_threads(place, cpus // num_ranks))
     await_room(place.bundle, num_ranks)
     return place
+
+
+def _most_threads(place: Place, most: int) -> int:
+    """Cores of a rank so that the nodes hold all ranks, no more than given, and one at least."""
+    sizes = (replace(place, threads=threads) for threads in range(most, 1, -1))
+    fitting = (its.threads for its in sizes if num_held(its.bundle) >= place.num_ranks)
+    return next(fitting, None) or 1
 
 
 def _check_growth(num_ranks: int, limit: int, config: RanksConfig, cuda: bool) -> None:

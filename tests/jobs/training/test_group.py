@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs import capacity
 from jobs.cli import main
+from jobs.training import group
+from jobs.training.config import LoopConfig
 from model.checkpoint import Checkpoint
 from model.checkpoint_models import load_stage1
 
@@ -15,6 +18,18 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "threads"),
+    [([2], 1, 2), ([1, 1], 1, 1), ([1, 1], 2, 1), ([16, 8], 2, 8), ([0, 16, 3], 4, 4)],
+)
+def test_ranks_share_the_cores_as_far_as_the_nodes_hold_them(monkeypatch, nodes, ranks, threads):
+    monkeypatch.setattr(capacity, "_nodes", lambda: [{"CPU": float(cores)} for cores in nodes])
+    monkeypatch.setattr(group.ray, "cluster_resources", lambda: {"CPU": sum(nodes)})
+    monkeypatch.setattr(group, "await_room", lambda each, count: None)
+    place = group.prepare(group.RanksConfig(ranks=ranks, device="cpu"), LoopConfig(batch_size=8))
+    assert (place.num_ranks, place.threads) == (ranks, threads)
 
 
 RATES = {"step_s", "pairs_per_s", "data_wait_s", "time_left_s"}
