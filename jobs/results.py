@@ -1,6 +1,5 @@
 """What a command found, as one JSON file."""
 
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -26,6 +25,6 @@ def publish_result(out: str, result: dict[str, Any]) -> None:
 
 def place_of(file: str) -> tuple[Folder, str]:
     """The folder of a file, given by path or URI, and its name in it; raises as `Folder.at`."""
-    path = Path(file)
-    parent, name = file.rsplit("/", 1) if "://" in file else (str(path.parent), path.name)
-    return Folder.at(parent), name
+    whole = Folder.at(file)
+    parent, _, name = whole.path.rpartition("/")
+    return Folder(whole.fs, parent), name

@@ -37,6 +37,12 @@ class Locked(ConfigError):
         self.note = note
 
 
+def below(location: str, name: str) -> str:
+    """Path or URI of what is in a folder; the options of a URI stay."""
+    path, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on one of pyarrow's filesystems; it need not exist yet."""

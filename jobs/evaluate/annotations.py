@@ -21,10 +21,10 @@ from model.checkpoint_frozen import encoder_of
 from model.checkpoint_models import check_features
 from pipeline.annotations import AnnotationSource
 from pipeline.curate import SplitConfig
-from pipeline.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.near_duplicates import NearDuplicateConfig
 from pipeline.sources import open_source
+from pipeline.storage import below
 from pipeline.url_tables import SourceColumns
 
 logger = logging.getLogger(__name__)
@@ -87,10 +87,10 @@ class EvaluateAnnotations:
         checkpoint = Checkpoint.open(self.checkpoint, 1)
         split = self._split()
         with session(self.cluster):
-            pairs = self._pairs(split)
+            self._make_pairs(split)
             features = Features(
-                pairs=str(pairs.folder),
-                out=f"{self.out}/features",
+                pairs=self._at("pairs"),
+                out=self._at("features"),
                 device=self.compute.device,
                 encoder=encoder_of(checkpoint, self.weights),
                 pool=self.pool,
@@ -98,16 +98,19 @@ class EvaluateAnnotations:
             check_features(checkpoint, features)
             Embed(
                 checkpoint=self.checkpoint,
-                out=f"{self.out}/embeddings",
-                features=str(features.folder),
-                captions=str(pairs.folder),
+                out=self._at("embeddings"),
+                features=self._at("features"),
+                captions=self._at("pairs"),
                 compute=self.compute,
                 pool=self.pool,
             ).run()
-            measured = self._evaluate(pairs, features)
+            measured = self._evaluate()
         about = {"file": self.annotations, "split": split}
         whole = replace(measured, result={"annotations": about} | measured.result)
-        tell(whole, f"{self.out}/evaluation.json", as_json=self.json)
+        tell(whole, self._at("evaluation.json"), as_json=self.json)
+
+    def _at(self, name: str) -> str:
+        return below(self.out, name)
 
     def _split(self) -> str | None:
         """Which of Karpathy's splits is meant; None where the file has none."""
@@ -122,10 +125,10 @@ class EvaluateAnnotations:
             raise ConfigError(f"annotation_split: name one of {there} in {self.annotations}")
         return _TEST
 
-    def _pairs(self, split: str | None) -> Dataset:
+    def _make_pairs(self, split: str | None) -> None:
         raw = Ingest(
             source=self.annotations,
-            out=f"{self.out}/raw",
+            out=self._at("raw"),
             picture_folder=self.picture_folder,
             annotation_split=split,
             filters="none",
@@ -141,21 +144,21 @@ class EvaluateAnnotations:
                     "--allow-missing"
                 )
             logger.warning("evaluation set is not whole: %s", told)
-        return Curate(
-            raws=(str(raw.folder),),
-            out=f"{self.out}/pairs",
+        Curate(
+            raws=(self._at("raw"),),
+            out=self._at("pairs"),
             filters="none",
             near=NearDuplicateConfig(near_duplicates="ignore"),
             split=SplitConfig(validation_share=0.0, test_share=1.0),
             pool=self.pool,
         ).run()
 
-    def _evaluate(self, pairs: Dataset, features: Dataset) -> Measured:
+    def _evaluate(self) -> Measured:
         return Evaluate(
-            embeddings=f"{self.out}/embeddings",
+            embeddings=self._at("embeddings"),
             checkpoint=self.checkpoint,
-            features=str(features.folder),
-            captions=str(pairs.folder),
+            features=self._at("features"),
+            captions=self._at("pairs"),
             rerank=self.rerank,
             control=self.control,
             leaks=LeaksConfig(training=self.training),

@@ -29,6 +29,7 @@ from pipeline.dataset import Dataset, check_side_by_side
 from pipeline.errors import ConfigError
 from pipeline.loader import Pairs
 from pipeline.shard_cache import CacheConfig
+from pipeline.storage import Folder
 from pipeline.views import open_evaluation_view
 
 _LITTLE = 5e12
@@ -168,7 +169,7 @@ class Evaluate:
     def _embeddings(self, checkpoint: Checkpoint) -> tuple[Dataset, Dataset]:
         found = []
         for kind in ("image_embeddings", "text_embeddings"):
-            dataset = Dataset.open(f"{self.embeddings}/{kind}", kind, self.cache)
+            dataset = Dataset.open(Folder.at(self.embeddings) / kind, kind, self.cache)
             made_by = checkpoint_of(dataset)["digest"]
             if made_by != checkpoint.digest:
                 raise ConfigError(

@@ -1,6 +1,7 @@
 """From a table to pairs on an object store: the datasets are those of a local disk."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -145,3 +146,26 @@ def test_training_from_an_object_store_is_that_from_a_disk(
     assert read_training(tmp_path / "store") == read_training(tmp_path / "disk")
     held = [path.stat().st_size for path in cache.glob("*.arrow")]
     assert 0 < sum(held) <= 2 * largest
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_evaluation_on_an_object_store_is_that_on_a_disk(
+    tmp_path, bucket, data, unbroken, embeddings
+):
+    fs, uri = bucket
+    for folder in (data / "features", data / "pairs", embeddings):
+        copy = f"bucket/evaluated-{folder.name}"
+        pafs.copy_files(str(folder), copy, destination_filesystem=fs)
+    options = ("--checkpoint", unbroken, "--rerank", 4)
+
+    def evaluate(where: Callable[[str], object], embedded: object, out: object) -> None:
+        seen = ("--features", where("features"), "--captions", where("pairs"))
+        run("evaluate", embedded, *seen, *options, "--out", out)
+
+    evaluate(lambda name: data / name, embeddings, tmp_path / "evaluation.json")
+    evaluate(
+        lambda name: uri(f"evaluated-{name}"), uri("evaluated-embeddings"), uri("evaluation.json")
+    )
+    with fs.open_input_stream("bucket/evaluation.json") as file:
+        there, here = json.load(file), json.loads((tmp_path / "evaluation.json").read_text())
+    assert there["recall"] == here["recall"]

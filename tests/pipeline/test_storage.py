@@ -14,7 +14,7 @@ import pytest
 from pipeline.accounting import Account
 from pipeline.errors import ConfigError
 from pipeline.shard import new_shard, read_record
-from pipeline.storage import TEMPORARY, Folder, Locked
+from pipeline.storage import TEMPORARY, Folder, Locked, below
 
 
 @pytest.fixture(params=["local", "object store"])
@@ -92,6 +92,19 @@ def test_a_sweep_removes_what_killed_attempts_left_and_nothing_else(tmp_path):
 def test_an_unknown_scheme_is_named():
     with pytest.raises(ConfigError, match="nosuch://bucket/x: cannot be opened"):
         Folder.at("nosuch://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("runs/web", "runs/web/raw"),
+        ("runs/what?/", "runs/what?/raw"),
+        ("s3://bucket/web/", "s3://bucket/web/raw"),
+        ("s3://bucket/web?region=x&scheme=http", "s3://bucket/web/raw?region=x&scheme=http"),
+    ],
+)
+def test_what_is_below_a_place_keeps_the_options_of_its_uri(location, expected):
+    assert below(location, "raw") == expected
 
 
 def test_a_file_in_place_of_a_folder_is_one_clear_error(tmp_path):
