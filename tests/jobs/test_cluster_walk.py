@@ -125,7 +125,6 @@ def test_the_procedural_web_goes_through_all_steps_by_submit(
     encoder = ("--encoder", "timm:vit_tiny_patch16_224", "--weights", "random", "--device", "cpu")
     submit("features", "features", at("pairs"), "--out", at("features"), *encoder)
     web = ("--features", at("features"), "--captions", at("pairs"))
-    start = ("--start", "scratch", *SIZE, *SHORT)
     start = ("--start", "scratch", *SIZE, *SHORT, "--ranks", 2)
     submit("stage1", "train-stage1", *web, "--out", at("stage1"), *start)
     seen = ("--features", at("features"), "--pairs", at("pairs"))
