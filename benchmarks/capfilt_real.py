@@ -3,11 +3,11 @@
     python benchmarks/capfilt_real.py [--work DIR]
 
 The sets are those of benchmarks/real_data.py (needs apt-get, after `apt-get update`, and dpkg): of
-`stamps`, whose captions are clean, two fifths are held out; `clipart` is as noisy as the web, and
-cut into two halves, for a judge remembers captions that it was trained on and lets them pass. The
-first half is what stage 1 is pretrained on, beside the other stamps; from it captioner and judge
-are fine-tuned apart on stamps alone. The second half is bootstrapped. Three stage 1, started from
-MiniLM, are trained with equal steps on stamps and the second half
+`stamps`, whose captions are clean, two fifths are held out; `clipart` is as noisy as the web. Stage
+1, started from MiniLM, learns from the other stamps alone, and from it captioner and judge are
+fine-tuned apart on them: a judge that was trained on clipart's captions would remember them and let
+them pass. Then clipart is bootstrapped. Three stage 1 are trained with equal steps on stamps and on
+clipart
 
 a    with its uploaders' captions
 b    with those of them that the judge lets pass
@@ -44,9 +44,6 @@ BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 """Captions that name a series, an author or a place of upload, and not what is to be seen."""
-HALVES = ("clipart-1", "clipart-2")
-BLOCK = 100
-"""Neighbours in the packages are alike, so halves are made of so many at a time."""
 HELD_OUT = {"stamps": {"validation-share": 0.1, "test-share": 0.4}}
 CPU = {"device": "cpu", "threads": 2}
 EVERY = {"log-every": 25, "validate-every": 50, "checkpoint-every": 50}
@@ -54,7 +51,6 @@ TRAIN: dict[str, Any] = {
     "start": "offline:minilm",
     "num-queries": 8,
     "batch-size": 64,
-    "steps": 200,
     "learning-rate": 3e-4,
     "final-learning-rate": 3e-5,
     "warmup-steps": 30,
@@ -62,6 +58,8 @@ TRAIN: dict[str, Any] = {
     "itm-joins-at": 0.4,
     "itm-hardens-until": 1.5,
 }
+TEACH: dict[str, Any] = {"steps": 120}
+LEARN: dict[str, Any] = {"steps": 200}
 TUNE: dict[str, Any] = {
     "batch-size": 64,
     "learning-rate": 3e-4,
@@ -74,7 +72,7 @@ JUDGE: dict[str, Any] = {"losses": "itc,itm", "steps": 60}
 # Of a smoothed captioner a tenth of the probability lies on all 30,522 words alike, and draws of
 # p = 0.9 reach into it.
 CAPTIONER: dict[str, Any] = {"losses": "itg", "steps": 60, "label-smoothing": 0}
-CAPFILT = {"method": "nucleus", "num-captions": 10, "device": "cpu"}
+CAPFILT = {"method": "nucleus", "num-captions": 5, "device": "cpu"}
 BATCH = 32
 
 
@@ -85,9 +83,6 @@ class Study:
         self.home = home
         for name in PACKAGES:
             make_set(name, home / "sets" / name)
-        for half, name in enumerate(HALVES):
-            make_half(home / "sets" / "clipart", half, home / "sets" / name)
-        for name in ("stamps", *HALVES):
             raw, pairs, features = (home / name / its for its in ("raw", "pairs", "features"))
             for made, command in (
                 (raw, lambda s=name, o=raw: viaduct("ingest", home / "sets" / s, out=o)),
@@ -97,14 +92,11 @@ class Study:
                 if not (made / "dataset.json").exists():
                     command()
 
-    def stage1(
-        self, name: str, half: str = "", captions: Path | None = None, **options: Any
-    ) -> Path:
-        """A training on the stamps and, where one is named, on a half of clipart."""
+    def stage1(self, name: str, captions: Path | None = None, **options: Any) -> Path:
+        """A training on the stamps and, where captions of it are given, on clipart."""
         features, texts = [self.home / "stamps/features"], [self.home / "stamps/pairs"]
-        if half:
-            features.insert(0, self.home / half / "features")
-            texts.insert(0, captions or self.home / half / "pairs")
+        if captions is not None:
+            features, texts = [self.home / "clipart/features", *features], [captions, *texts]
         out = self.home / name
         data = {"features": features, "captions": texts}
         viaduct("train-stage1", **data, out=out, **options, **CPU, **EVERY)
@@ -116,20 +108,6 @@ class Study:
         data = {"features": its / "features", "pairs": its / "pairs"}
         viaduct("capfilt", **data, judge=judge, out=out, **CAPFILT, **options)
         return out
-
-
-def make_half(whole: Path, half: int, out: Path) -> None:
-    """Every other block of a set, its pictures linked; kept if it is there."""
-    if (out / "pairs.jsonl").exists():
-        return
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    lines = (whole / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    mine = [line for number, line in enumerate(lines) if number // BLOCK % 2 == half]
-    for line in mine:
-        file = json.loads(line)["file"]
-        if not (out / file).exists():
-            (out / file).hardlink_to(whole / file)
-    (out / "pairs.jsonl").write_text("\n".join(mine) + "\n", encoding="utf-8")
 
 
 def held_out(name: str) -> dict[str, float]:
@@ -196,19 +174,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/capfilt-real"))
     study = Study(parser.parse_args().work.absolute())
     home = study.home
-    learned, noisy = HALVES
-    teacher = study.stage1("teacher", learned, **TRAIN)
+    teacher = study.stage1("teacher", **TRAIN, **TEACH)
     judge = study.stage1("judge", init=teacher, **TUNE, **JUDGE)
     captioner = study.stage1("captioner", init=teacher, **TUNE, **CAPTIONER)
     clean = web_scores(study.judged(judge, "stamps", "judged-stamps", split="validation"))
     threshold = round(float(np.quantile(clean["itc"], 1 - PASSED)), 3)
-    candidates = study.judged(judge, noisy, "candidates", captioner=captioner)
+    candidates = study.judged(judge, "clipart", "candidates", captioner=captioner)
     filtered = select(candidates, home / "filtered", threshold, synthetic_threshold=1)
     chosen = select(candidates, home / "captions", threshold)
     arms = {
-        "a": study.stage1("a", noisy, **TRAIN),
-        "b": study.stage1("b", noisy, filtered, **TRAIN),
-        "d": study.stage1("d", noisy, chosen, **TRAIN),
+        "a": study.stage1("a", home / "clipart/pairs", **TRAIN, **LEARN),
+        "b": study.stage1("b", filtered, **TRAIN, **LEARN),
+        "d": study.stage1("d", chosen, **TRAIN, **LEARN),
     }
     found = {arm: measured(home, folder) for arm, folder in arms.items()}
     result = {
