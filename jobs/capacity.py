@@ -140,17 +140,25 @@ class Wait:
             logger.info("waits for %d x %s: %s", self._count, _words(self._each), why)
 
 
-def await_room(each: Bundle, count: int = 1) -> None:
+def await_room(each: Bundle, count: int = 1, *, again: bool = False) -> None:
     """Wait until the cluster has free room for so many workers, then leave it to whoever follows.
 
+    Args:
+        each: what a worker reserves.
+        count: workers, which start together.
+        again: whether there was room before; what was lost since may come back.
+
     Raises:
-        ConfigError: it never will.
+        ConfigError: there never will be, and there never was.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    _require(each, count)
-    group = placement_group([dict(each)] * count)
     waiting = Wait(each, count)
+    if again:
+        waiting.over()
+    else:
+        _require(each, count)
+    group = placement_group([dict(each)] * count)
     try:
         while not group.wait(1):
             waiting.look()

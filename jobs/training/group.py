@@ -127,10 +127,12 @@ def run_ranks(
             if failures > config.restarts:
                 raise
             logger.warning("ranks start again: %s", error)
+        await_room(place.bundle, place.num_ranks, again=True)
 
 
 def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
     """One run of Ray Train; raises ViaductError, or what a rank raised of it."""
+    from ray.exceptions import RayActorError
     from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -156,6 +158,8 @@ def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from None
+        except RayActorError as error:  # what watches over the ranks is an actor itself
+            raise ViaductError(f"training failed: its controller: {first_line(error)}") from None
 
 
 def _cause(error: Exception) -> ViaductError:
