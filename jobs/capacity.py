@@ -128,7 +128,8 @@ class Wait:
         why = "other work has what there is"
         if self._count > num_held(self._each):
             starting, refused = _autoscaler(self._each)
-            why = f"nodes start: {', '.join(starting)}" if starting else "the autoscaler is asked"
+            asked = "the autoscaler is asked" if can_grow() else "what was lost must come back"
+            why = f"nodes start: {', '.join(starting)}" if starting else asked
             hopeless = refused and not starting and self._gives_up
             self._hopeless_since = (self._hopeless_since or now) if hopeless else None
             if self._hopeless_since and now - self._hopeless_since >= _GIVE_UP_S:

@@ -211,7 +211,7 @@ Value = TypeVar("Value")
 class Command:
     """A command in a process of its own, whose output is the file `log`."""
 
-    PATIENCE_S = 240
+    PATIENCE_S = 600
 
     def __init__(self, log: Path, words: list[str]) -> None:
         self.log = log
