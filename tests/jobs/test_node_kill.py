@@ -68,7 +68,12 @@ class Machines:
         self._clusters.append(Cluster())
         own = {"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM}
         self._cluster.add_node(**own, **STORE)
-        self.mend()
+        self._fill()
+
+    def _fill(self) -> None:
+        for _ in range(NUM_NODES - len(self._cluster.worker_nodes)):
+            self._cluster.add_node(wait=False, num_cpus=1, **STORE)
+        self._cluster.wait_for_nodes()
 
     @property
     def _cluster(self) -> Cluster:
@@ -79,19 +84,20 @@ class Machines:
         return self._cluster.address
 
     def mend(self) -> None:
-        """Have all nodes up, and none that is lost."""
+        """Have all nodes up, and nothing left of those that are lost."""
+        self._bury()
+        self._fill()
+
+    def _bury(self) -> None:
         for node in self._silent:
             kill(node, self._cluster)
         self._silent.clear()
         for cluster in self._clusters[:-1]:
             for node in list(cluster.worker_nodes):
                 kill(node, cluster)
-        for _ in range(NUM_NODES - len(self._cluster.worker_nodes)):
-            self._cluster.add_node(wait=False, num_cpus=1, **STORE)
-        self._cluster.wait_for_nodes()
 
     def close(self) -> None:
-        self.mend()
+        self._bury()
         self._cluster.shutdown()
 
     @contextlib.contextmanager
@@ -308,7 +314,7 @@ def test_jobs_whose_driver_and_cluster_die_are_gone_on_with_on_another_one(
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
