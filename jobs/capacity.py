@@ -142,7 +142,8 @@ class Wait:
         why = "other work has what there is"
         if self._count > num_held(self._each):
             starting, refused = _autoscaler(self._each)
-            why = f"nodes start: {', '.join(starting)}" if starting else "the autoscaler is asked"
+            asked = "the autoscaler is asked" if can_grow() else "what was lost must come back"
+            why = f"nodes start: {', '.join(starting)}" if starting else asked
             hopeless = refused and not starting and self._gives_up
             self._hopeless_since = (self._hopeless_since or now) if hopeless else None
             if self._hopeless_since and now - self._hopeless_since >= _GIVE_UP_S:
@@ -154,17 +155,25 @@ class Wait:
             logger.info("waits for %d x %s: %s", self._count, _words(self._each), why)
 
 
-def await_room(each: Bundle, count: int = 1) -> None:
+def await_room(each: Bundle, count: int = 1, *, again: bool = False) -> None:
     """Wait until the cluster has free room for so many workers, then leave it to whoever follows.
 
+    Args:
+        each: what a worker reserves.
+        count: workers, which start together.
+        again: whether there was room before; what was lost since may come back.
+
     Raises:
-        ConfigError: it never will.
+        ConfigError: there never will be, and there never was.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    _require(each, count)
-    group = placement_group([dict(each)] * count)
     waiting = Wait(each, count)
+    if again:
+        waiting.over()
+    else:
+        _require(each, count)
+    group = placement_group([dict(each)] * count)
     try:
         while not group.wait(1):
             waiting.look()

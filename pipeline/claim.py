@@ -1,7 +1,8 @@
 """One job at a time writes into a folder: its claim refuses a second one, and ends when it dies.
 
 In a local folder the claim is a lock that the operating system frees at once when its holder dies,
-however it dies.
+however it dies. What works for a dead holder on other machines, such as the ranks of a training,
+may outlive it: it finds another token in the lock's file, and writes no more.
 
 An object store has no locks. There it is a lease, `.running.json`: who works here, a random token,
 and a count that a thread of the holder raises every RENEW_S. Whoever finds a lease watches it for
@@ -90,7 +91,7 @@ class Holder:
 
 
 class Lost(ConfigError):
-    """Another job took a folder over while this one was halted; nothing may be written there."""
+    """Another job took a folder over from one that seemed dead, which may write there no more."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Claim:
     """What its holder has of a folder; may be sent to other processes, to be checked there too."""
 
     folder: Folder
-    token: str | None = None
-    """Of the lease; None in a local folder, whose lock cannot be lost."""
+    token: str
+    """Of the lease; in a local folder, of the lock's file."""
 
     def check(self) -> None:
         """Look whether it stands, before something is written that cannot be taken back.
@@ -107,18 +108,18 @@ class Claim:
         Raises:
             Lost: another job has taken the folder over, or the lease was removed.
         """
-        if self.token is None:
-            return
-        lease = _read(self.folder)
-        if lease is None:
+        name, look = (LOCK, _in_lock) if self.folder.is_local else (LEASE, _in_lease)
+        found = look(self.folder)
+        if found is None:
             raise Lost(
-                f"{self.folder}: {LEASE} was removed while this job was running; it ends and "
+                f"{self.folder}: {name} was removed while this job was running; it ends and "
                 "writes nothing more there"
             )
-        if lease.token != self.token:
+        token, holder = found
+        if token != self.token:
             raise Lost(
-                f"{self.folder}: was taken over by another job ({lease.holder}) while this one "
-                "was halted; it ends and writes nothing more there"
+                f"{self.folder}: was taken over by another job ({holder}) while this one was "
+                "halted or cut off; it ends and writes nothing more there"
             )
 
 
@@ -134,17 +135,18 @@ def claimed(folder: Folder, command: str) -> Iterator[Claim]:
         ConfigError: another job writes there; it is named.
         Lost: another job took the folder over while this one was halted.
     """
-    holder = Holder.here(command)
+    holder, token = Holder.here(command), uuid.uuid4().hex
     with contextlib.ExitStack() as stack:
         if folder.is_local:
+            note = json.dumps({"token": token, **holder.to_json()})
             try:
-                stack.enter_context(folder.locked(LOCK, note=json.dumps(holder.to_json())))
+                stack.enter_context(folder.locked(LOCK, note=note))
             except Locked as locked:
                 first = _noted(folder, locked.note) if locked.note else "it begins just now"
                 raise _refusal(folder, first) from None
-            yield Claim(folder)
+            yield Claim(folder, token)
         else:
-            yield stack.enter_context(_leased(folder, holder))
+            yield stack.enter_context(_leased(Claim(folder, token), holder))
 
 
 def holder_of(folder: Folder) -> Holder | None:
@@ -168,6 +170,22 @@ def _noted(folder: Folder, note: str) -> Holder:
         return Holder.from_json(json.loads(note))
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{folder}/{LOCK}: field missing or wrong: {error}") from error
+
+
+def _in_lease(folder: Folder) -> tuple[str, Holder] | None:
+    """Token and holder that a lease tells of; None where there is none."""
+    lease = _read(folder)
+    return None if lease is None else (lease.token, lease.holder)
+
+
+def _in_lock(folder: Folder) -> tuple[str, Holder] | None:
+    """The same of a lock's file, which tells of whoever had the lock last."""
+    while folder.size(LOCK) is not None:
+        if note := folder.read(LOCK).decode():
+            holder = _noted(folder, note)
+            return str(json.loads(note).get("token")), holder
+        time.sleep(_PAUSE_S)
+    return None
 
 
 def _refusal(folder: Folder, holder: Holder | str) -> ConfigError:
@@ -203,8 +221,8 @@ def _read(folder: Folder) -> _Lease | None:
 
 
 @contextlib.contextmanager
-def _leased(folder: Folder, holder: Holder) -> Iterator[Claim]:
-    claim = Claim(folder, _take(folder, holder))
+def _leased(claim: Claim, holder: Holder) -> Iterator[Claim]:
+    _take(claim, holder)
     renewal = _Renewal(claim, holder)
     try:
         with renewal:
@@ -215,9 +233,9 @@ def _leased(folder: Folder, holder: Holder) -> Iterator[Claim]:
         raise
 
 
-def _take(folder: Folder, holder: Holder) -> str:
-    """Write a lease that stands; its token. Raises ConfigError where somebody else has one."""
-    token = uuid.uuid4().hex
+def _take(claim: Claim, holder: Holder) -> None:
+    """Write a lease that stands. Raises ConfigError where somebody else has one."""
+    folder, token = claim.folder, claim.token
     while True:
         lease = _read(folder)
         if lease is not None:
@@ -228,7 +246,7 @@ def _take(folder: Folder, holder: Holder) -> str:
         time.sleep(SETTLE_S)
         lease = _read(folder)
         if lease is not None and lease.token == token:
-            return token
+            return
 
 
 def _alive(folder: Folder, lease: _Lease) -> Holder | None:
@@ -285,7 +303,7 @@ class _Renewal:
             try:
                 self._claim.check()
                 renewed += 1
-                _Lease(self._claim.token or "", renewed, self._holder).write(self._claim.folder)
+                _Lease(self._claim.token, renewed, self._holder).write(self._claim.folder)
             except Lost as lost:
                 self._interrupt(lost)
                 return

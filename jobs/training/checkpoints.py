@@ -116,6 +116,7 @@ class Checkpoints:
         }
         config, lineage = self._config, training.lineage
         write_checkpoint(Checkpoint(folder, training.stage, step, config, lineage, {}), contents)
+        training.check_claim()  # that took its time, and another job's checkpoints are not ours
         keep = set(self._kept[-training.loop.keep_checkpoints :])
         if best is not None:
             keep.add(best["step"])

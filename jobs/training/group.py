@@ -1,6 +1,8 @@
 """The processes that train together, on Ray Train, and how they start again when one dies."""
 
+import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -143,10 +145,12 @@ def run_ranks(
             if failures > config.restarts:
                 raise
             logger.warning("ranks start again: %s", error)
+        await_room(place.bundle, place.num_ranks, again=True)
 
 
 def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
     """One run of Ray Train; raises ViaductError, or what a rank raised of it."""
+    from ray.exceptions import RayActorError
     from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -169,9 +173,33 @@ def _run_once(live: Life, shipped: dict[str, Any], place: Place) -> None:
             ),
         )
         try:
-            trainer.fit()
+            with _told_their_cluster():
+                trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from None
+        except RayActorError as error:  # what watches over the ranks is an actor itself
+            raise ViaductError(f"training failed: its controller: {first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _told_their_cluster() -> Iterator[None]:
+    """Have Ray Train's own actors ask this cluster after each other, and no other one.
+
+    What frees the room of a controller that died looks for a cluster on its machine, and where it
+    finds another one, which knows of no such controller, it takes the ranks' room at once.
+    """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    name, before = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+    ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _cause(error: Exception) -> ViaductError:

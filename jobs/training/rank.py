@@ -20,6 +20,7 @@ from jobs.training.updates import Updates
 from jobs.training.window import Window
 from model import ranks
 from model.qformer import QFormer
+from pipeline.claim import Lost
 from pipeline.errors import ViaductError
 from pipeline.loader import ahead
 
@@ -43,6 +44,9 @@ def live(config: dict[str, Any]) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         _Rank(config["training"], get_device()).run()
+    except Lost as lost:
+        logger.warning("rank=%d ends: %s", ranks.rank(), lost)  # its driver may be dead
+        raise
     except ViaductError:
         raise  # one line, told where the command was called
     except Exception:
@@ -67,6 +71,7 @@ class _Rank:
         self._guard = Guard(self._first, self._name_pairs)
         self._waited_s = 0.0
         if ranks.rank() == 0:
+            training.check_claim()
             logger.info("begins step=%d", self._first)
             self._not_finite = StepLines(training.folder, NOT_FINITE, self._first)
             self._metrics = Metrics(training.folder, self._first, self._boards())
@@ -127,6 +132,7 @@ class _Rank:
     def _name_pairs(self, step: int) -> None:
         """Name the pairs of a step's batch in a file."""
         if ranks.rank() == 0:
+            self._training.check_claim()
             num = self._training.loop.accumulate
             for number in range(step * num, (step + 1) * num):
                 for pair in self._learner.named(number):
@@ -137,6 +143,7 @@ class _Rank:
         """One line of metrics, averaged over the steps since the last one and over the ranks."""
         line = self._window.take(self._training.loop.batch_size)
         if ranks.rank() == 0:
+            self._training.check_claim()
             rate = self._updates.rate(done - 1)
             line |= {"learning_rate": rate, "time_left_s": round(left_s, 1)}
             self._metrics.write(done, "train", line)
@@ -147,6 +154,7 @@ class _Rank:
             self._learner.module.eval()
             with torch.no_grad(), ranks.alone():
                 if measured := self._learner.validate():
+                    self._training.check_claim()
                     self._metrics.write(done, "validation", measured)
                     self._metrics.write_captions(done, self._learner.written())
             self._learner.module.train()
@@ -156,8 +164,7 @@ class _Rank:
     def _save(self, done: int) -> None:
         """A checkpoint, by the first rank, unless the folder is another job's by now."""
         if ranks.rank() == 0:
-            if self._training.claim is not None:
-                self._training.claim.check()
+            self._training.check_claim()
             self._metrics.flush()
             validations, merit = self._metrics.validations(), self._learner.merit
             module, optimizer = self._learner.module, self._updates.optimizer

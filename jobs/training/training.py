@@ -31,3 +31,14 @@ class Training:
     """The tokenizer as JSON; asked for once, in the driver."""
     claim: Claim | None = None
     """On the folder, once it is begun."""
+
+    def check_claim(self) -> None:
+        """Look whether the folder is still this job's, before something is written there.
+
+        Ranks may outlive their driver, and another job may go on in the folder by then.
+
+        Raises:
+            Lost: it is another's.
+        """
+        if self.claim is not None:
+            self.claim.check()

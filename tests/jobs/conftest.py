@@ -2,10 +2,15 @@
 
 import contextlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
+import psutil
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -196,6 +201,72 @@ def rename_encoder() -> Callable[[Path], None]:
         file.write_text(json.dumps(manifest | {"digest": digest}))
 
     return rename
+
+
+# Commands
+
+Value = TypeVar("Value")
+
+
+class Command:
+    """A command in a process of its own, whose output is the file `log`."""
+
+    PATIENCE_S = 600
+
+    def __init__(self, log: Path, words: list[str]) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self.process = psutil.Popen(
+                words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self._known: set[psutil.Process] = set()
+
+    def descendants(self) -> set[psutil.Process]:
+        """All processes below it, those too that it had when this was asked before."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._known |= set(self.process.children(recursive=True))
+        return self._known
+
+    def wait_until(self, true: Callable[[], Value]) -> Value:
+        """Wait for something to be true before the command ends; returns it."""
+        deadline = time.monotonic() + self.PATIENCE_S
+        while not (value := true()):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.001)
+        return value
+
+    def ends_well(self) -> None:
+        """Wait for its end, which must be a good one."""
+        assert self.process.wait(timeout=self.PATIENCE_S) == 0, self.log.read_text()
+
+    def kill(self) -> None:
+        """It and nothing below it."""
+        self.process.kill()
+        self.process.wait()
+
+    def clear_away(self) -> None:
+        """Kill it and whatever it left behind."""
+        for process in {self.process, *self.descendants()}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[..., contextlib.AbstractContextManager[Command]]:
+    """Starts a command of its own: `with started(log, *arguments) as job:`."""
+    viaduct = Path(sys.executable).with_name("viaduct")
+
+    @contextlib.contextmanager
+    def started(log: Path, *arguments: object) -> Iterator[Command]:
+        job = Command(log, [str(viaduct), *map(str, arguments)])
+        try:
+            yield job
+        finally:
+            job.clear_away()
+
+    return started
 
 
 # Places

@@ -11,7 +11,7 @@ from jobs.cli import _exit_code
 from jobs.run_log import RunLog
 from jobs.shards import PoolConfig, Task
 from pipeline.accounting import Account
-from pipeline.claim import Claim
+from pipeline.claim import claimed
 from pipeline.dataset import Dataset
 from pipeline.draft import Draft
 from pipeline.errors import ConfigError
@@ -42,7 +42,8 @@ def fill(home, poison=lambda number: None, pool: PoolConfig = POOL) -> Dataset:
 
         return work
 
-    return build(draft, TASKS, make, pool, RunLog(Claim(folder)), phase="fill")
+    with claimed(folder, "viaduct test") as claim:
+        return build(draft, TASKS, make, pool, RunLog(claim), phase="fill")
 
 
 def test_a_poisoned_shard_is_named_the_rest_is_committed_and_a_sound_run_ends_whole(tmp_path):

@@ -168,6 +168,23 @@ def test_what_was_there_once_may_come_again(cluster, autoscaler, monkeypatch, ca
     wait.look()
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_room_that_was_lost_is_waited_for_without_an_autoscaler_too(monkeypatch):
+    def heard(*said: object) -> None:
+        raise KeyboardInterrupt(said[0] % said[1:])
+
+    monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
+    monkeypatch.setattr(capacity, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(capacity, "_FIRST_TOLD_S", 0)
+    monkeypatch.setattr(capacity.logger, "info", heard)
+    with pytest.raises(ConfigError, match="9 x 1 CPU do not fit on the cluster's nodes, only 2"):
+        await_room(bundle(1, 0), 9)
+    with pytest.raises(
+        KeyboardInterrupt, match="waits for 9 x 1 CPU: what was lost must come back"
+    ):
+        await_room(bundle(1, 0), 9, again=True)
+
+
 def test_ranks_that_start_together_need_room_for_all(cluster, autoscaler, monkeypatch):
     monkeypatch.setattr(capacity, "_GIVE_UP_S", 0)
     cluster += [GPU_NODE, GPU_NODE]

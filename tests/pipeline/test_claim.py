@@ -81,6 +81,23 @@ def test_in_a_local_folder_a_second_job_is_refused_until_the_first_is_killed(tmp
     assert holder_of(folder) is None
 
 
+def test_what_outlives_its_holder_finds_its_local_folder_taken(tmp_path):
+    """Such as a rank on another machine, whose driver died."""
+    folder = Folder.at(tmp_path)
+    with claimed(folder, "viaduct train-stage1") as first:
+        first.check()
+    first.check()
+    taken = pytest.raises(Lost, match=r"was taken over by another job \(viaduct train-stage1, pr")
+    with claimed(folder, "viaduct train-stage1") as second, taken:
+        second.check()
+        first.check()
+    with taken:
+        first.check()
+    folder.remove_file(".lock")
+    with pytest.raises(Lost, match=r": \.lock was removed while this job was running"):
+        second.check()
+
+
 def test_on_an_object_store_a_second_job_is_refused_until_the_first_is_killed(stored):
     folder, uri = stored
     assert holder_of(folder) is None

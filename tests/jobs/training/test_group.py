@@ -1,10 +1,14 @@
 """Ranks that fail are started again; two give the losses of one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import ray
+import ray.train.torch
 import torch
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
 from jobs import capacity
 from jobs.cli import main
@@ -69,6 +73,25 @@ def test_ranks_that_keep_failing_are_given_up(tmp_path, stage1_command, rank_her
     assert tries.read_text() == "xxx"
     expected = "viaduct train-stage1: training failed: connection closed by peer"
     assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
+def test_ray_trains_own_actors_are_told_their_cluster(
+    tmp_path, stage1_command, rank_here, monkeypatch
+):
+    """Where there are several on a machine they would take another one's word."""
+    told = []
+    with rank_here():
+        fit = ray.train.torch.TorchTrainer.fit
+
+        def telling(trainer) -> None:
+            told.append(get_env_vars_to_propagate())
+            fit(trainer)
+
+        monkeypatch.setattr(ray.train.torch.TorchTrainer, "fit", telling)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert run(*stage1_command(tmp_path / "out", "--steps", 1)) == 0
+    assert [its["RAY_ADDRESS"] for its in told] == [ray.get_runtime_context().gcs_address]
+    assert "RAY_ADDRESS" not in os.environ
 
 
 @pytest.mark.slow
