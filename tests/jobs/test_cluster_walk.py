@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,37 +63,38 @@ def dashboard() -> Iterator[str]:
     worker = (f"--address=127.0.0.1:{gcs}", "--num-cpus=1")
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, capture_output=True)
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, home, ignore_errors=True)
+    nodes: list[subprocess.Popen[bytes]] = []
 
-        def begin(name: str, *options: str) -> None:
-            log = stack.enter_context((home / f"{name}.txt").open("wb"))
-            agent = f"--dashboard-agent-listen-port={free_port()}"
-            words = [*start, agent, *options]
-            node = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
-            stack.callback(node.wait, 60)
-            stack.callback(node.terminate)  # --block ends what it started
+    def begin(*options: str) -> None:
+        """A node; one after the other, for Ray gives each half a minute, however busy it is."""
+        file = home / f"{len(nodes)}.txt"
+        words = [*start, f"--dashboard-agent-listen-port={free_port()}", *options]
+        with file.open("wb") as log:
+            nodes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+        deadline = time.monotonic() + 120
+        while num_nodes(f"127.0.0.1:{gcs}") < len(nodes):
+            assert nodes[-1].poll() is None, file.read_text()
+            assert time.monotonic() < deadline, file.read_text()
+            time.sleep(0.2)
 
-        def num_nodes() -> int:
-            with contextlib.suppress(RpcError):
-                return len(GcsClient(address=f"127.0.0.1:{gcs}").get_all_node_info())
-            return 0
-
-        # One after the other: Ray gives each half a minute to start, however busy the machine.
-        begin("head", *head, f"--temp-dir={home}")
-        wait_until(lambda: num_nodes() == 1)
-        begin("one", *worker)
-        wait_until(lambda: num_nodes() == 2)
-        begin("two", *worker)
-        wait_until(lambda: num_nodes() == 3)
+    try:
+        begin(*head, f"--temp-dir={home}")
+        begin(*worker)
+        begin(*worker)
         yield f"http://127.0.0.1:{port}"
+    finally:
+        for node in nodes:
+            node.terminate()  # --block ends what it started
+        for node in nodes:
+            node.wait(timeout=60)
+        shutil.rmtree(home, ignore_errors=True)
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+def num_nodes(gcs: str) -> int:
+    """Nodes that the cluster knows; none while its head starts."""
+    with contextlib.suppress(RpcError):
+        return len(GcsClient(address=gcs).get_all_node_info())
+    return 0
 
 
 def test_the_procedural_web_goes_through_all_steps_by_submit(
