@@ -253,26 +253,31 @@ def unbroken_training(tmp_path_factory, train_command, read_training):
     return read_training(out)
 
 
-def first_rank(log: Path) -> int:
-    """The process that told the log where it begins."""
-    return int(re.findall(r"RayTrainWorker pid=(\d+).* begins step=", log.read_text())[-1])
+def halted_ranks(training: Any, machines: Machines, out: Path) -> list[psutil.Process]:
+    """Both ranks, halted soon after their first checkpoint; the first one tells where it begins."""
+    training.wait_until((out / "checkpoints/step-000005/checkpoint.json").exists)
+    ranks = machines.workers(RANK)
+    for rank in ranks:
+        rank.suspend()
+    begins = re.compile(r"RayTrainWorker pid=(\d+).* begins step=0")
+    told = training.wait_until(lambda: begins.search(training.log.read_text()))
+    assert len(ranks) == 2
+    return sorted(ranks, key=lambda rank: rank.pid != int(told[1]))
 
 
-@pytest.mark.parametrize(("rank", "how"), [(0, "killed"), (1, "silent")])
+@pytest.mark.parametrize(("number", "how"), [(0, "killed"), (1, "silent")])
 def test_a_training_that_loses_a_node_ends_by_itself_with_the_same_losses(
-    tmp_path, machines, started, train_command, unbroken_training, read_training, rank, how
+    tmp_path, machines, started, train_command, unbroken_training, read_training, number, how
 ):
-    out, log = tmp_path / "stage1", tmp_path / "log.txt"
-    with started(log, *train_command(out, "--address", machines.address)) as running:
-        running.wait_until((out / "checkpoints/step-000005/checkpoint.json").exists)
-        ranks = machines.workers(RANK)
-        assert len(ranks) == 2
-        ranks.sort(key=lambda process: process.pid != first_rank(log))
-        machines.lose_node_of(ranks[rank], how)
-        assert not (out / "checkpoint.json").exists()
-        running.ends_well()
+    out = tmp_path / "stage1"
+    command = train_command(out, "--address", machines.address)
+    with started(tmp_path / "log.txt", *command) as training:
+        ranks = halted_ranks(training, machines, out)
+        machines.lose_node_of(ranks[number], how)
+        ranks[1 - number].resume()
+        training.ends_well()
     (ran,) = json.loads((out / "run.json").read_text())["runs"]
-    assert ran["phases"][0]["failures"] == 1
+    assert ran["phases"][0]["failures"] > 0
     assert read_training(out) == unbroken_training
     assert not list(out.rglob(".tmp-*"))
 
@@ -289,9 +294,7 @@ def test_jobs_whose_driver_and_cluster_die_are_gone_on_with_on_another_one(
     ingest = [*ingest, "--out", raw]
     at = ("--address", machines.address)
     with started(log, *train_command(stage1), *at) as training:
-        training.wait_until((stage1 / "checkpoints/step-000005/checkpoint.json").exists)
-        (rank,) = (rank for rank in machines.workers(RANK) if rank.pid == first_rank(log))
-        rank.suspend()
+        ranks = halted_ranks(training, machines, stage1)
         with started(log, *ingest, *at) as ingesting:
             ingesting.wait_until(lambda: len(list(raw.glob("0*.json"))) > 1)
             worker = ingesting.wait_until(lambda: machines.halted(SHARD))
@@ -305,8 +308,8 @@ def test_jobs_whose_driver_and_cluster_die_are_gone_on_with_on_another_one(
     for command in (train_command(stage1), ingest):
         with started(log, *command, *at) as again:
             again.ends_well()
-    rank.resume()
-    worker.resume()
+    for halted in (*ranks, worker):
+        halted.resume()
     wait_until(lambda: machines.told("rank=0 ends: ") and not is_called(worker, SHARD))
     assert read_training(stage1) == unbroken_training
     assert_alike(raw, unbroken)
