@@ -55,10 +55,9 @@ def run(*arguments: object) -> None:
 
 
 class Machines:
-    """A head and its nodes, in a folder for Ray's files."""
+    """A head and its nodes."""
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self) -> None:
         self._silent: list[Node] = []
         self._clusters: list[Cluster] = []
         self._begin()
@@ -170,7 +169,7 @@ def cluster() -> Iterator[Machines]:
     home = Path(tempfile.mkdtemp(prefix="viaduct-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(home))  # or it would be this machine's current cluster
-        with contextlib.closing(Machines(home)) as machines:
+        with contextlib.closing(Machines()) as machines:
             yield machines
     shutil.rmtree(home, ignore_errors=True)
 
