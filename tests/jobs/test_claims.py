@@ -1,4 +1,4 @@
-"""Jobs on an object store: a second one is refused, and one that was halted writes no more."""
+"""A second job on an object store is refused; one that was halted or cut off writes no more."""
 
 import json
 import time
@@ -8,7 +8,7 @@ import pytest
 from jobs import ingest
 from jobs.cli import main
 from pipeline import claim
-from pipeline.claim import LEASE, claimed
+from pipeline.claim import LEASE, LOCK, claimed
 from pipeline.storage import Folder
 
 
@@ -84,3 +84,21 @@ def test_a_training_that_lost_its_lease_writes_no_checkpoint(
     with rank_here():
         assert "bucket/stage1: was taken over" in refused(*stage1_command(uri("stage1")))
     assert (folder / "checkpoints").entries() == ["best.json", "step-000004"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_rank_that_outlives_its_driver_writes_nothing_more_into_a_local_folder(
+    tmp_path, stage1_command, rank_here, disturb, refused, steps_of, metrics
+):
+    """On another machine, where it is told neither that its driver died nor that another began."""
+    out = tmp_path / "stage1"
+    lock = out / LOCK
+
+    def take_over() -> None:
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": "another"}))
+
+    disturb(5, take_over)
+    with rank_here():
+        assert "stage1: was taken over by another job" in refused(*stage1_command(out))
+    assert steps_of(out) == ["step-000004"]
+    assert [line["step"] for line in metrics(out) if line["split"] == "train"] == [1, 2, 3, 4, 5]
