@@ -73,20 +73,6 @@ def longer(tmp_path_factory, stage1_command, rank_here, read_training):
     return read_training(out)
 
 
-def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
-    tmp_path, started, stage1_command, longer, read_training
-):
-    out, log = tmp_path / "stage1", tmp_path / "log.txt"
-    command = stage1_command(out, *LONGER)
-    first = out / "checkpoints" / "step-000005" / "checkpoint.json"
-    done = out / "checkpoint.json"
-    kill_midway(out, log, partial(killed_midway, started, log, first.exists, done, 1.0, *command))
-    finish(started, log, *command)
-    assert read_training(out) == longer
-    assert len(json.loads((out / "run.json").read_text())["runs"]) == 2
-    assert not list(out.rglob(".tmp-*"))
-
-
 def test_a_training_that_was_killed_at_three_random_moments_ends_bit_for_bit_the_same(
     tmp_path, started, stage1_command, longer, read_training
 ):
