@@ -123,6 +123,26 @@ def test_a_lease_that_is_given_back_while_it_is_watched_is_free_at_once(stored, 
         pass
 
 
+def test_a_lease_that_is_replaced_or_removed_while_it_is_read_is_read_again(stored, monkeypatch):
+    """Its size is that of the one before, or it is not found where it was just seen."""
+    folder, _ = stored
+    write_lease(folder, "another")
+    read = Folder.read
+    faults = ["cut", "gone", "cut"]
+
+    def unlucky(self: Folder, name: str) -> bytes:
+        if not faults:
+            return read(self, name)
+        if faults.pop() == "gone":
+            raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation")
+        return read(self, name)[:-4]
+
+    monkeypatch.setattr(Folder, "read", unlucky)
+    with pytest.raises(Lost):
+        Claim(folder, "mine").check()
+    assert not faults
+
+
 def test_of_those_that_take_over_at_once_one_goes_on(stored):
     folder, _ = stored
     write_lease(folder, "of a dead job")
