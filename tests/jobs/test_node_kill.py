@@ -22,8 +22,9 @@ import pytest
 from ray._private.authentication import authentication_token_setup
 from ray._private.node import Node
 from ray._private.utils import get_system_memory, get_used_memory
+from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _initialize_internal_kv, internal_kv_get_gcs_client
+from ray.experimental.internal_kv import _initialize_internal_kv
 
 from jobs.cli import main
 from pipeline.dataset import Dataset
@@ -97,9 +98,10 @@ class Machines:
 
     def close(self) -> None:
         self._bury()
-        session = internal_kv_get_gcs_client()
         self._cluster.shutdown()
-        _initialize_internal_kv(session)  # that of this process's own Ray, which it forgot too
+        _initialize_internal_kv(
+            global_worker.gcs_client
+        )  # of this process's own Ray: forgotten too
 
     @contextlib.contextmanager
     def one_more(self, **options: Any) -> Iterator[None]:
