@@ -57,9 +57,6 @@ LOOK_S = 1.0
 SETTLE_S = 1.0
 """After which whoever wrote a lease looks whether it stands; longer than a write takes."""
 
-_READS, _READ_AGAIN_S = 4, 0.1
-"""Of a lease that looks damaged, before it is."""
-
 _PAUSE_S = 0.02
 """Until a job that has a lock will have written who it is."""
 
@@ -211,29 +208,13 @@ class _Lease:
 
 def _read(folder: Folder) -> _Lease | None:
     """Raises DatasetError where it is damaged."""
-    value = _content(folder)
+    value = folder.read_json(LEASE)
     if value is None:
         return None
     try:
         return _Lease(str(value["token"]), int(value["renewed"]), Holder.from_json(value))
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{folder}/{LEASE}: field missing or wrong: {error}") from error
-
-
-def _content(folder: Folder) -> Any:
-    """An object is asked for its size, then for so much of it, and may be another, or gone, between
-    the two: what looks damaged is read again."""
-    left = _READS
-    while True:
-        try:
-            return folder.read_json(LEASE)
-        except FileNotFoundError:
-            return None
-        except (DatasetError, OSError):
-            left -= 1
-            if not left:
-                raise
-            time.sleep(_READ_AGAIN_S)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,10 @@ _TRIES, _PAUSE_S = 4, 0.05
 """To get a lock: whoever looks at it holds it for a moment."""
 
 
+_READS, _READ_AGAIN_S = 4, 0.1
+"""Of a small object that looks damaged, before it is."""
+
+
 class Locked(ConfigError):
     """Somebody else holds a lock."""
 
@@ -131,15 +135,25 @@ class Folder:
     def read_json(self, name: str) -> Any:
         """A JSON file's content, or None if there is no such file.
 
+        An object is asked for its size, then for so much of it, and may be another, or gone,
+        between the two: what looks damaged is read again.
+
         Raises:
             DatasetError: it is damaged.
         """
-        if self.size(name) is None:
-            return None
-        try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise DatasetError(f"{self}/{name}: not JSON: {error}") from error
+        left = 1 if self.is_local else _READS
+        while self.size(name) is not None:
+            left -= 1
+            try:
+                return json.loads(self.read(name))
+            except ValueError as error:
+                if not left:
+                    raise DatasetError(f"{self}/{name}: not JSON: {error}") from error
+            except OSError:
+                if not left:
+                    raise
+            time.sleep(_READ_AGAIN_S)
+        return None
 
     def publish(self, name: str, content: bytes) -> None:
         """Write a small file whole, in place of any that was there."""
