@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from indexes.retrieval import RetrievalIndex
-from jobs.capacity import await_room, bundle
+from jobs.capacity import actor_options, await_room, bundle
 from jobs.cluster import cluster_device
 from jobs.search_places import Places, PlacesConfig, absolute
 from jobs.serve.access import Access
@@ -105,13 +105,14 @@ def replicas(config: "Serve") -> Iterator[Answer]:
     )
     gpus = (config.gpus_per_replica or 1.0) if device == "cuda" else 0.0
     cpus = 0.0 if gpus else 1.0
-    await_room(bundle(cpus, gpus), config.replicas)
+    each = bundle(cpus, gpus)
+    await_room(each, config.replicas)
     deployment = serve.deployment(
         Replica,
         name="search",
         num_replicas=config.replicas,
         max_ongoing_requests=config.limits.max_searches,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        ray_actor_options=actor_options(each),
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
     )
     name = f"viaduct-{uuid.uuid4().hex[:8]}"

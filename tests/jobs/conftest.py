@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import psutil
 import pyarrow.fs as pafs
 import pytest
 import torch
+from ray._private.authentication import authentication_token_setup
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -267,6 +269,31 @@ def started() -> Callable[..., contextlib.AbstractContextManager[Command]]:
             job.clear_away()
 
     return started
+
+
+# Clusters
+
+
+@pytest.fixture(scope="session")
+def ray_token() -> None:
+    """The user's token, which clusters ask everybody for; `viaduct` and Ray's client find it."""
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """So many ports of loopback that are free: `free_ports(count)`."""
+
+    def free_ports(count: int) -> list[int]:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return [each.getsockname()[1] for each in sockets]
+
+    return free_ports
 
 
 # Places

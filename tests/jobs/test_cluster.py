@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray._private.authentication import authentication_token_setup
 from ray._private.services import get_node_ip_address
 from ray._raylet import GcsClient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
@@ -89,15 +87,6 @@ class LocalCluster:
         return main([*parts[:count], "--address", self.dashboard, *parts[count:]])
 
 
-def ports(count: int) -> list[int]:
-    """So many that are free."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def node_types() -> dict[str, dict]:
     """Those of the cluster file, small, under the name that the provider knows the head by."""
     types = yaml.safe_load(CLUSTER_FILE.read_text())["available_node_types"]
@@ -113,8 +102,8 @@ def node_types() -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    gcs, dashboard, agent, client = ports(4)
+def cluster(ray_token, free_ports) -> Iterator[LocalCluster]:
+    gcs, dashboard, agent, client = free_ports(4)
     home = Path(tempfile.mkdtemp(prefix="viaduct-"))
     address = f"{get_node_ip_address()}:{gcs}"
     provider = {
@@ -141,9 +130,6 @@ def cluster() -> Iterator[LocalCluster]:
         *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={home}", f"--autoscaling-config={home}/cluster.json"),
     ]
-    # Everybody is asked for the user's token, which `viaduct` and Ray's client take from its file.
-    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, capture_output=True)
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_FAKE_CLUSTER": "1",

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray._private.authentication import authentication_token_setup
 from ray._raylet import GcsClient
 from ray.exceptions import RpcError
 
@@ -39,17 +37,11 @@ SHORT = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as its:
-        its.bind(("127.0.0.1", 0))
-        return its.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
+def dashboard(ray_token, free_ports) -> Iterator[str]:
     """That of a cluster of a head, which is given no work, and two workers of a core each."""
     home = Path(tempfile.mkdtemp(prefix="viaduct-"))
-    gcs, port = free_port(), free_port()
+    gcs, port, client = free_ports(3)
     environment = os.environ | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -59,16 +51,14 @@ def dashboard() -> Iterator[str]:
     start = (BIN / "ray", "start", "--block", "--disable-usage-stats", "--min-worker-port=0")
     start = (*start, "--max-worker-port=0", "--object-store-memory=100000000")
     head = ("--head", "--num-cpus=0", f"--port={gcs}", "--dashboard-host=127.0.0.1")
-    head = (*head, f"--dashboard-port={port}", f"--ray-client-server-port={free_port()}")
+    head = (*head, f"--dashboard-port={port}", f"--ray-client-server-port={client}")
     worker = (f"--address=127.0.0.1:{gcs}", "--num-cpus=1")
-    subprocess.run([BIN / "ray", "get-auth-token", "--generate"], check=True, capture_output=True)
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     nodes: list[subprocess.Popen[bytes]] = []
 
     def begin(*options: str) -> None:
         """A node; one after the other, for Ray gives each half a minute, however busy it is."""
         file = home / f"{len(nodes)}.txt"
-        words = [*start, f"--dashboard-agent-listen-port={free_port()}", *options]
+        words = [*start, f"--dashboard-agent-listen-port={free_ports(1)[0]}", *options]
         with file.open("wb") as log:
             nodes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
         deadline = time.monotonic() + 120

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-from ray._private.authentication import authentication_token_setup
 from ray._private.node import Node
 from ray._private.utils import get_system_memory, get_used_memory
 from ray._private.worker import global_worker
@@ -166,11 +163,7 @@ def is_called(process: psutil.Process, title: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Machines]:
-    # Everybody is asked for the user's token, which `viaduct` and Ray's client take from its file.
-    ray = Path(sys.executable).with_name("ray")
-    subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+def cluster(ray_token) -> Iterator[Machines]:
     home = Path(tempfile.mkdtemp(prefix="viaduct-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(home))  # or it would be this machine's current cluster
