@@ -6,6 +6,7 @@ The record is written last and names the file, so a shard without a valid record
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,11 @@ from pipeline.accounting import Account
 from pipeline.errors import DatasetError
 from pipeline.storage import Folder, TemporaryFile
 
+logger = logging.getLogger(__name__)
+
 _COMMIT_LOCK = ".commit.lock"
+_COMMIT_PATIENCE_S = 15.0
+"""Much longer than another attempt at a shard takes to commit it, unless it was halted then."""
 
 _READ_AT_ONCE = 16
 """Records."""
@@ -243,7 +248,9 @@ class ShardDraft:
         )
         # What cannot be read back is never written.
         ShardRecord.from_json(record.to_json(), record_name(self.number))
-        with self.folder.locked(_COMMIT_LOCK):
+        with self.folder.locked_number(_COMMIT_LOCK, self.number, _COMMIT_PATIENCE_S) as alone:
+            if not alone:  # as on an object store: both write the same bytes, or one did before
+                logger.warning("shard=%05d: another attempt was halted in its commit", self.number)
             if _is_committed(self.folder, record):
                 return record
             for writer, entry in zip(self._writers.values(), record.files, strict=True):

@@ -256,6 +256,40 @@ class Folder:
                 file.flush()
             yield
 
+    @contextlib.contextmanager
+    def locked_number(self, name: str, number: int, patience_s: float) -> Iterator[bool]:
+        """Keep other processes from a number for a moment; local folders only.
+
+        Whoever holds it may have been halted, with its machine cut off from the network, and
+        would never let go of it.
+
+        Args:
+            name: of the file whose locks these are: its byte of that number is locked.
+            number: from 0.
+            patience_s: how long to wait for another process.
+
+        Yields:
+            Whether the lock is held; False where the other one still has it.
+        """
+        if not self.is_local:
+            yield True
+            return
+        import fcntl
+
+        self.create()
+        deadline = time.monotonic() + patience_s
+        with open(f"{self.path}/{name}", "a") as file:
+            held = False
+            while not held:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                    held = True
+                except (BlockingIOError, PermissionError):  # which of them depends on the system
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(_PAUSE_S)
+            yield held
+
     def note_of_lock(self, name: str) -> str | None:
         """The note of whoever holds a lock; None where nobody does, or there is no such lock."""
         import fcntl

@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(urls):
     (home / "path").mkdir(parents=True)  # goes before all other places of modules
     (home / "path/sitecustomize.py").write_text(_FULL_DISK)
     size = sum(file.stat().st_size for file in (urls[0] / "unbroken/raw").rglob("*.arrow"))
-    for share in (0.25, 0.5, 0.8):
+    for share in (0.25, 0.8):
         disk = {"DISK": str(home / "raw"), "DISK_BYTES": str(int(size * share))}
         path = f"{home / 'path'}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
         job = ingest_urls(home, env={**disk, "PYTHONPATH": path})

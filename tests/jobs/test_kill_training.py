@@ -99,15 +99,14 @@ def steps_told(out: Path) -> int:
     return file.read_text().count('"train"') if file.exists() else 0
 
 
-@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::TrainController"])
-def test_a_training_of_which_a_process_is_killed_ends_by_itself_as_if_it_had_not_been(
-    tmp_path, started, stage1_command, longer, read_training, title
+def test_a_training_whose_controller_is_killed_ends_by_itself_as_if_it_had_not_been(
+    tmp_path, started, stage1_command, longer, read_training
 ):
-    """Its rank, or what watches over the ranks; tests/jobs/test_node_kill.py kills one of two."""
+    """That of Ray Train; tests/jobs/test_node_kill.py kills ranks."""
     out, log = tmp_path / "stage1", tmp_path / "log.txt"
     with started(log, *stage1_command(out, *LONGER)) as job:
         job.wait_until((out / "checkpoints" / "step-000005" / "checkpoint.json").exists)
-        (process,) = (process for process in job.descendants() if is_called(process, title))
+        (process,) = (process for process in job.descendants() if is_controller(process))
         process.kill()
         job.ends_well()
     (ran,) = json.loads((out / "run.json").read_text())["runs"]
@@ -115,9 +114,9 @@ def test_a_training_of_which_a_process_is_killed_ends_by_itself_as_if_it_had_not
     assert read_training(out) == longer
 
 
-def is_called(process: psutil.Process, title: str) -> bool:
+def is_controller(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-        return process.cmdline()[0].startswith(title)
+        return process.cmdline()[0].startswith("ray::TrainController")
     return False
 
 

@@ -1,8 +1,14 @@
 """A shard is committed whole or not at all, and its bytes depend on its rows alone."""
 
+import contextlib
 import json
+import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -156,6 +162,57 @@ def test_two_attempts_that_disagree_are_an_error_and_the_first_stands(tmp_path):
         commit(folder, 0, rows(21))
     assert read_record(folder, 0) == first
     assert folder.digest(first.entry.file) == first.entry.digest
+
+
+_HALTED = """
+import sys
+from pipeline.storage import Folder
+with Folder.at(sys.argv[1]).locked_number(".commit.lock", 3, 0) as alone:
+    print(alone, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that is committing shard 3."""
+    command = [sys.executable, "-c", _HALTED, str(home)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == b"True\n"
+        yield process
+        process.kill()
+
+
+def test_a_commit_that_was_halted_holds_up_no_other_shard_and_its_own_not_for_ever(
+    tmp_path, monkeypatch, caplog
+):
+    """As on a machine that is cut off from the network for a day."""
+    folder = Folder.at(tmp_path)
+    with held_elsewhere(tmp_path):
+        commit(folder, 2, rows(5))
+        assert not caplog.records
+        monkeypatch.setattr("pipeline.shard._COMMIT_PATIENCE_S", 0.1)
+        commit(folder, 3, rows(5))
+        assert [record.message for record in caplog.records] == [
+            "shard=00003: another attempt was halted in its commit"
+        ]
+    assert read_record(folder, 2).number == 2
+    assert read_record(folder, 3).number == 3
+
+
+def test_attempts_at_one_shard_commit_one_after_the_other(tmp_path, caplog):
+    folder, let_go = Folder.at(tmp_path), threading.Event()
+    with held_elsewhere(tmp_path) as first:
+
+        def end_first() -> None:
+            let_go.set()
+            first.kill()
+
+        threading.Timer(0.3, end_first).start()
+        commit(folder, 3, rows(5))
+        assert let_go.is_set()
+    assert not caplog.records
 
 
 def test_a_record_that_does_not_add_up_is_never_written(tmp_path):
