@@ -117,7 +117,8 @@ class Reference:
         earlier = seen.new_ones(PADDED_TO, seen.shape[1]).tril(queries.shape[1])
         mask = seen[:, None, None, :] & earlier
         after, _ = self._pass(ids=written, mask=mask, past=kept)
-        scores = self._head(after, self._words.weight)
+        rows = self._head.norm(F.gelu(self._head.dense(after)))
+        scores = F.linear(rows, self._words.weight, self._head.bias)
         targets = torch.cat(
             [ids[:, 1:].masked_fill(~present[:, 1:], -100), ids[:, :1] * 0 - 100], 1
         )

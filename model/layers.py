@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from model.packing import View
+from model.tied_words import TiedWords
 
 INIT_STD = 0.02
 """Standard deviation of what starts from scratch in a Q-Former 768 wide, as in BERT."""
@@ -176,10 +177,8 @@ class LanguageHead(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def forward(
-        self, rows: Float[Tensor, "R D"], words: Float[Tensor, "V D"]
-    ) -> Float[Tensor, "R V"]:
-        return F.linear(self.norm(F.gelu(self.dense(rows))), words, self.bias)
+    def forward(self, rows: Float[Tensor, "R D"], words: TiedWords) -> Float[Tensor, "R V"]:
+        return words.scores(self.norm(F.gelu(self.dense(rows))), self.bias)
 
 
 class Embeddings(nn.Module):

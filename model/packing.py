@@ -92,6 +92,27 @@ def joined(parts: Sequence[tuple[Texts, Int[Tensor, " M"]]]) -> Texts:
     )
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """Texts of which some are equal."""
+
+    distinct: Texts
+    which: Int[Tensor, " N"]
+    """Of the distinct ones, each text is."""
+
+    def rows(self, texts: Texts) -> Int[Tensor, " R"]:
+        """Which row of the distinct texts each row of these is; of padding, any.
+
+        Args:
+            texts: all of them.
+        """
+        distinct = self.distinct
+        row_of_each = _row_of_each(distinct.places, distinct.ids.numel())
+        place = self.which[texts.text] * distinct.width + texts.position
+        # Where nothing says how long a text is, it may be wider than the distinct ones.
+        return row_of_each[place.clamp(max=len(row_of_each) - 1)]
+
+
 class View:
     """Where rows lie in the padded view [N, S], in which sequences attend to themselves.
 

@@ -8,6 +8,7 @@ the objectives apart, and each way of looking has a method of its own here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,7 +27,8 @@ from model.layers import (
     init_std,
     initialise,
 )
-from model.packing import Texts, View, query_places, text_places
+from model.packing import Repeated, Texts, View, query_places, text_places
+from model.tied_words import TiedWords
 from pipeline.errors import ConfigError
 
 ImageKeys = list[KeysValues]
@@ -164,22 +166,39 @@ class QFormer(nn.Module):
         view = View(len(texts.ids), texts.width, texts.places, masks.text_sees_text(texts.present))
         return self._run(rows, view)[0]
 
-    def see_and_read(self, images: Sequence[Seen], texts: Texts) -> Float[Tensor, "N Q D"]:
+    def see_and_read(
+        self, images: Sequence[Seen], texts: Texts, repeated: Repeated | None = None
+    ) -> Float[Tensor, "N Q D"]:
         """Queries and text see each other, and the queries the pictures; the query outputs.
 
         Args:
             images: the pictures.
             texts: to be read, in the order of the pictures; those of one lie side by side.
+            repeated: which of them are equal, if any are. Until its queries first look at a picture
+                a sequence is its text's alone, and is computed once for all that have that text;
+                what dropout leaves out until then is left out of all of them.
         """
+        if self.config.num_layers == 1:
+            repeated = None
+        num_texts, num_queries = len(texts.ids), self.config.num_queries
+        wanted = torch.arange(num_texts * num_queries, device=texts.ids.device)
+        first, shared = texts, None
+        if repeated is not None:
+            first = repeated.distinct
+            num_first = len(first.ids) * num_queries
+            shared = _Shared(self._seeing(first), num_first, repeated.which, repeated.rows(texts))
+        rows = self.embeddings(self._queries(len(first.ids)), first.tokens, first.position)
+        view = self._seeing(texts)
+        rows, _ = self._run(rows, view, images=images, wanted=wanted, shared=shared)
+        return rows.unflatten(0, (num_texts, num_queries))
+
+    def _seeing(self, texts: Texts) -> View:
+        """Of queries and text that see each other."""
         num_texts, num_queries = len(texts.ids), self.config.num_queries
         width = num_queries + texts.width
         queries = query_places(num_texts, num_queries, width, texts.ids.device)
         places = torch.cat([queries, text_places(texts, width, num_queries)])
-        rows = self.embeddings(self._queries(num_texts), texts.tokens, texts.position)
-        wanted = torch.arange(len(queries), device=places.device)
-        view = View(num_texts, width, places, masks.all_see_all(texts.present, num_queries))
-        rows, _ = self._run(rows, view, images=images, wanted=wanted)
-        return rows.unflatten(0, (num_texts, num_queries))
+        return View(num_texts, width, places, masks.all_see_all(texts.present, num_queries))
 
     def see_read_and_write(
         self,
@@ -267,11 +286,19 @@ class QFormer(nn.Module):
         rows, past = self._run(rows, view, past=past)
         return self.scores(rows).unflatten(0, (num_texts, num_tokens)), past
 
-    def scores(self, rows: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
-        """Of the token that comes after each that is written, from its output."""
-        if self.head is None or self.embeddings.words is None:
+    def tied_words(self) -> TiedWords:
+        """The word embeddings for `scores`; a step that learns asks for them first of all."""
+        if self.embeddings.words is None:
             raise TypeError("a Q-Former without text cannot write")
-        scores: Tensor = self.head(rows, self.embeddings.words.weight)
+        return TiedWords(self.embeddings.words.weight)
+
+    def scores(
+        self, rows: Float[Tensor, "R D"], words: TiedWords | None = None
+    ) -> Float[Tensor, "R V"]:
+        """Of the token that comes after each that is written, from its output."""
+        if self.head is None:
+            raise TypeError("a Q-Former without text cannot write")
+        scores: Tensor = self.head(rows, words or self.tied_words())
         return scores
 
     def _queries(self, num_sequences: int) -> Float[Tensor, "R D"]:
@@ -286,6 +313,7 @@ class QFormer(nn.Module):
         past: list[KeysValues] | None = None,
         wanted: Int[Tensor, " W"] | None = None,
         queries_wanted: bool = True,
+        shared: "_Shared | None" = None,
     ) -> tuple[Float[Tensor, "W D"], list[KeysValues]]:
         """All layers.
 
@@ -296,6 +324,8 @@ class QFormer(nn.Module):
             past: keys and values that stand before those of the rows.
             wanted: rows whose outputs are wanted, all queries and some text; None for all.
             queries_wanted: whether the queries are among them.
+            shared: of the sequences that `rows` are of, where fewer stand for all until the
+                queries first look at the pictures.
 
         Returns:
             Their outputs, and the keys and values of each layer.
@@ -315,9 +345,23 @@ class QFormer(nn.Module):
             looks = num_seeing and layer.look is not None
             pictures = list(next(seen)) if looks else []
             before = None if past is None else past[number]
-            rows, kept = layer(rows, view, num_seeing, pictures, before, wanted if last else None)
+            these = wanted if last else None
+            rows, kept = layer(rows, view, num_seeing, pictures, before, these, shared)
+            shared = None
             present.append(kept)
         return rows, present
+
+
+class _Shared(NamedTuple):
+    """Sequences that stand for several others each."""
+
+    view: View
+    num_queries: int
+    """Rows that are queries, of all of them."""
+    sequence: Int[Tensor, " N"]
+    """Which of them stands for each of the others."""
+    text: Int[Tensor, " T"]
+    """Which of their rows of text stands for each of the others' rows."""
 
 
 class Layer(nn.Module):
@@ -341,22 +385,31 @@ class Layer(nn.Module):
         pictures: list[LookedAt],
         past: KeysValues | None,
         wanted: Int[Tensor, " W"] | None,
+        shared: _Shared | None = None,
     ) -> tuple[Float[Tensor, "W D"], KeysValues]:
         """As `QFormer._run`, for one layer.
 
         Args:
             num_queries: rows that are queries and whose outputs are wanted.
             pictures: that they look at.
+            shared: as there.
         """
+        if shared is not None:
+            view = shared.view
         rows, keys_values = self.attention.look_at_each_other(rows, view, past, wanted)
-        queries, text = rows.split([num_queries, len(rows) - num_queries])
+        of_queries = num_queries if shared is None else shared.num_queries
+        queries, text = rows.split([of_queries, len(rows) - of_queries])
         parts = []
         if num_queries:
+            if shared is not None:
+                each = queries.unflatten(0, (view.num_sequences, -1))
+                queries = each.index_select(0, shared.sequence).flatten(0, 1)
             if self.look is not None and pictures:
                 queries = self.look.look(queries, pictures)
             parts.append(self.query_feed_forward(queries))
         if len(text) or not num_queries:
             if self.text_feed_forward is None:
                 raise TypeError("a Q-Former without text cannot read")
-            parts.append(self.text_feed_forward(text))
+            text = self.text_feed_forward(text)
+            parts.append(text if shared is None else text.index_select(0, shared.text))
         return torch.cat(parts), keys_values

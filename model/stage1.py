@@ -19,9 +19,10 @@ from model.itg import caption_loss, to_write
 from model.itm import draw_negatives, match_loss
 from model.layers import init_std, initialise
 from model.objectives import ITC, ITG, ITM, LOSSES, ObjectivesConfig
-from model.packing import Texts, joined
+from model.packing import Repeated, Texts, joined
 from model.qformer import ImageKeys, Layer, QFormer, QFormerConfig, Seen
 from model.ranks import gathered, mean_over_ranks, num_ranks, rank
+from model.tied_words import TiedWords
 from model.tokenizer import CaptionTokenizer
 
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -141,6 +142,7 @@ class Stage1(nn.Module):
         image_keys = self.qformer.image_keys(
             batch.tokens, self.ln_vision, last=these != frozenset({ITG})
         )
+        words = self.qformer.tied_words() if ITG in these else None
         found: dict[str, Tensor] = {}
         sims, written = None, None
         if ITC in these:
@@ -161,10 +163,8 @@ class Stage1(nn.Module):
                 found |= _itc(sims, same, smoothing)
             if ITM in these and itm_hardness is not None:
                 found |= self._itm(batch, image_keys, sims, same, itm_hardness, uniform)
-        # The head comes last: its gradient of all words is there first, and the few rows of the
-        # texts are added to it.
-        if written is not None:
-            found |= self._itg(written, batch.targets, smoothing)
+        if written is not None and words is not None:
+            found |= self._itg(written, words, batch.targets, smoothing)
         first, *others = (found[name] for name in LOSSES if name in found)
         loss = sum(others, start=first)
         if still := self._still(these):
@@ -244,11 +244,14 @@ class Stage1(nn.Module):
         }
 
     def _itg(
-        self, written: Float[Tensor, "W D"], targets: Int[Tensor, " W"], smoothing: float
+        self,
+        written: Float[Tensor, "W D"],
+        words: TiedWords,
+        targets: Int[Tensor, " W"],
+        smoothing: float,
     ) -> dict[str, Tensor]:
-        total, plain = caption_loss(
-            self.qformer.scores(written), targets, label_smoothing=smoothing
-        )
+        scores = self.qformer.scores(written, words)
+        total, plain = caption_loss(scores, targets, label_smoothing=smoothing)
         count = torch.full((), len(targets), device=total.device)
         return {ITG: mean_over_ranks(total, count), "itg_unsmoothed": mean_over_ranks(plain, count)}
 
@@ -274,31 +277,34 @@ class Stage1(nn.Module):
         # Ranks have other longest captions, and exchange them at one width.
         own, width = batch.texts, self.config.max_text_tokens
         whole = own if num_ranks() == 1 else own.widened(width)
-        ids, present = (
-            gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present)
+        other = Texts.packed(
+            *(gathered(x, gradient=False)[drawn_texts] for x in (whole.ids, whole.present))
         )
         pair = torch.arange(len(own.ids), device=own.ids.device)
-        texts_of_all = joined(
-            [
-                (own, 2 * pair),
-                (Texts.packed(ids, present), 2 * pair + 1),
-                (own, 2 * len(pair) + pair),
-            ]
+        texts_of_all = joined([(own, 2 * pair), (other, 2 * pair + 1), (own, 2 * len(pair) + pair)])
+        distinct, number = own, drawn_texts
+        if num_ranks() > 1:
+            number = len(pair) + pair
+            distinct = joined([(own, pair), (other, number)])
+        which = torch.cat([torch.stack([pair, number], dim=1).flatten(), pair])
+        scores = self.match_logits(
+            [Seen(image_keys, times=2), drawn], texts_of_all, Repeated(distinct, which)
         )
-        scores = self.match_logits([Seen(image_keys, times=2), drawn], texts_of_all)
         of_pictures, of_drawn = scores.split([2 * len(own.ids), len(own.ids)])
         logits = torch.cat([of_pictures.unflatten(0, (-1, 2)), of_drawn[:, None]], dim=1)
         labels = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
         labels[:, 0] = 1
         return logits, labels, torch.stack([has_picture & has_text, has_text, has_picture], dim=1)
 
-    def match_logits(self, images: Sequence[Seen], texts: Texts) -> Float[Tensor, "N 2"]:
+    def match_logits(
+        self, images: Sequence[Seen], texts: Texts, repeated: Repeated | None = None
+    ) -> Float[Tensor, "N 2"]:
         """Scores of unmatched and matched: the ITM head on each query output, averaged.
 
         Args:
-            images, texts: as `QFormer.see_and_read` has them.
+            images, texts, repeated: as `QFormer.see_and_read` has them.
         """
-        return self.itm_head(self.qformer.see_and_read(images, texts)).mean(dim=1)
+        return self.itm_head(self.qformer.see_and_read(images, texts, repeated)).mean(dim=1)
 
     @torch.inference_mode()
     def embed_pictures(self, tokens: Float[Tensor, "B P C"]) -> Float[Tensor, "B Q E"]:

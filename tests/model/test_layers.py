@@ -17,6 +17,7 @@ from model.layers import (
     initialise,
 )
 from model.packing import Texts, View, text_places
+from model.tied_words import TiedWords
 
 WIDTH, HEADS, EPS = 12, 3, 1e-12
 
@@ -86,7 +87,8 @@ def test_the_language_head_scores_by_the_words_themselves():
     part, x, words = scattered(LanguageHead(WIDTH, 9, EPS)), rows(4, WIDTH), rows(9, WIDTH, seed=2)
     hidden = part.norm(F.gelu(part.dense(x)))
     for word in range(9):
-        torch.testing.assert_close(part(x, words)[:, word], hidden @ words[word] + part.bias[word])
+        found = part(x, TiedWords(words))[:, word]
+        torch.testing.assert_close(found, hidden @ words[word] + part.bias[word])
 
 
 @torch.no_grad()

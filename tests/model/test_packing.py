@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packing import Texts, View, joined, query_places, text_places
+from model.packing import Repeated, Texts, View, joined, query_places, text_places
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +47,16 @@ def test_joined_texts_are_one_list_of_texts(first, second, order):
         assert torch.equal(both.present[its], texts.present)
         assert torch.equal(both.ids[its][texts.present], texts.ids[texts.present])
     assert torch.equal(both.places, both.present.flatten().nonzero()[:, 0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, picks=st.lists(st.integers(0, 4), min_size=1), more=st.integers(0, 3))
+def test_each_row_of_equal_texts_is_that_of_one(lengths, picks, more):
+    distinct, which = texts_of(lengths), torch.tensor([pick % len(lengths) for pick in picks])
+    same = Texts.packed(distinct.ids[which], distinct.present[which]).widened(distinct.width + more)
+    rows = Repeated(distinct, which).rows(same)
+    assert torch.equal(distinct.tokens[rows], same.tokens)
+    assert torch.equal(distinct.text[rows], which[same.text])
 
 
 def test_a_gpu_keeps_padding_rather_than_wait_for_its_number():

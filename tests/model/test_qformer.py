@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from model.itg import to_write
-from model.packing import Texts
+from model.packing import Repeated, Texts
 from model.qformer import QFormer, QFormerConfig, Seen
 from model.stage1 import Stage1
 from model.start import StartConfig, start_stage1
@@ -185,6 +185,29 @@ def test_see_and_read_together_are_one_pass_in_which_all_see_all(qformer, tokens
         [Seen(qformer.image_keys(tokens, NORM))], Texts.packed(ids, present)
     )
     torch.testing.assert_close(both, queries)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_texts_that_are_equal_are_read_as_each_alone(tiny, ids, present, num_layers, padding):
+    """Also where their padding is kept, since nobody knows how long they are."""
+    qformer = scattered(QFormer(tiny(num_layers=num_layers)))
+    which = torch.tensor([2, 0, 0, 1, 2])
+    distinct, read = Texts.packed(ids, present), Texts.packed(ids[which], present[which])
+    kept = read.widened(6 + padding)
+    kept = Texts(kept.ids, kept.present, torch.arange(kept.ids.numel())) if padding else read
+    tokens = torch.randn(5, 7, 10, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for texts, repeated in ((read, None), (kept, Repeated(distinct, which))):
+        qformer.zero_grad()
+        images = [Seen(qformer.image_keys(tokens, NORM))]
+        outputs = qformer.see_and_read(images, texts, repeated)
+        outputs.pow(3).sum().backward()
+        slopes = {
+            name: p.grad.to_dense() for name, p in qformer.named_parameters() if p.grad is not None
+        }
+        found.append((outputs, slopes))
+    torch.testing.assert_close(*found)
 
 
 @torch.no_grad()
@@ -415,5 +438,5 @@ def test_text_is_read_and_guessed_as_by_the_bert_it_starts_from(tmp_path, tokeni
     told = bert(ids, attention_mask=present.long(), output_hidden_states=True)
     text = qformer.read(Texts.packed(ids, present))
     torch.testing.assert_close(text, told.hidden_states[-1][present])
-    scores = qformer.head(text, qformer.embeddings.words.weight)[..., : config.vocab_size]
+    scores = qformer.scores(text)[..., : config.vocab_size]
     torch.testing.assert_close(scores, told.logits[present])

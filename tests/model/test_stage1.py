@@ -423,8 +423,8 @@ def test_no_step_waits_for_what_the_device_finds(stage1, batch):
         rest = (mode.from_tensor(t) for t in (batch.targets, batch.picture, batch.caption))
         fake = Stage1Batch(mode.from_tensor(batch.tokens), texts, written, *rest).to("cuda")
         rows = []
-        first_layer = there.qformer.layers[0]
-        first_layer.text_feed_forward.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
+        layer = there.qformer.layers[1]  # the first to see each text of ITM beside its pictures
+        layer.text_feed_forward.register_forward_pre_hook(lambda _, x: rows.append(len(x[0])))
         found = there(fake, PAPER, 0.5, mode.from_tensor(drawn))
         assert all(value.is_cuda for value in found.values())
         with pytest.raises(DataDependentOutputException):
@@ -460,7 +460,8 @@ def test_a_pinned_batch_is_the_batch(batch):
 
 
 def test_a_step_does_no_work_twice(stage1, batch, monkeypatch):
-    """Pictures are mapped once a layer, and nets see neither padding nor what no loss reads."""
+    """Pictures are mapped once a layer, texts that are alike until they see pictures as long once,
+    and nets see neither padding nor what no loss reads."""
     mapped, drawn, rows = [], [], {}
     keys_values, draw = Attention.keys_values_of_norm, under_test.draw_negatives
 
@@ -491,12 +492,12 @@ def test_a_step_does_no_work_twice(stage1, batch, monkeypatch):
     read, written = int(lengths.sum()), len(batch.targets)
     matched = 2 * read + int(lengths[drawn[1]].sum())
     queries = [6 * 4, 18 * 4]
-    text, last_text = [read + written, matched], [6 + written]
+    texts = [[read + written, read], [read + written, matched], [6 + written]]
     assert rows.pop("head") == [written]
     for (number, name), found in rows.items():
-        its = last_text if number == 2 else text
-        both = [q + t for q, t in itertools.zip_longest(queries, its, fillvalue=0)]
-        assert found == {"queries": queries, "text": its, "looked for": both}[name], (number, name)
+        text, looking = texts[number], [6 * 4, 6 * 4] if number == 0 else queries
+        both = [q + t for q, t in itertools.zip_longest(looking, text, fillvalue=0)]
+        assert found == {"queries": queries, "text": text, "looked for": both}[name], (number, name)
 
 
 # Batches in which there is nobody else
