@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from model.itc import similarity
-from model.packing import Texts
+from model.packing import Repeated, Texts
 from model.precision import exact
 from model.qformer import ImageKeys, Seen
 from model.stage1 import Stage1
@@ -143,4 +143,6 @@ def pair_logits(stage1: Stage1, image_keys: ImageKeys, pairs: Pairs) -> Float[Te
     ordered = torch.cat(order)
     text = pairs.text[ordered]
     texts = Texts.packed(pairs.ids[text], pairs.present[text]).to(device)
-    return exact(stage1.match_logits(images, texts)).cpu()[ordered.argsort()]
+    distinct = Texts.packed(pairs.ids, pairs.present).to(device)
+    logits = stage1.match_logits(images, texts, Repeated(distinct, text.to(device)))
+    return exact(logits).cpu()[ordered.argsort()]

@@ -59,7 +59,9 @@ def test_what_is_the_same_to_the_tokenizer_is_judged_once(stage1, tokens, texts,
     asked = []
     logits = stage1.match_logits
     monkeypatch.setattr(
-        stage1, "match_logits", lambda seen, read: asked.append(len(read.ids)) or logits(seen, read)
+        stage1,
+        "match_logits",
+        lambda seen, read, *more: asked.append(len(read.ids)) or logits(seen, read, *more),
     )
     found = Stage1Judge(stage1).scores(tokens, texts)
     assert asked == [5 + 1 + 2 + 4 + 1]
@@ -85,7 +87,9 @@ def test_no_more_pairs_are_looked_at_than_asked_for(stage1, tokens, texts, monke
     asked = []
     logits = stage1.match_logits
     monkeypatch.setattr(
-        stage1, "match_logits", lambda seen, read: asked.append(len(read.ids)) or logits(seen, read)
+        stage1,
+        "match_logits",
+        lambda seen, read, *more: asked.append(len(read.ids)) or logits(seen, read, *more),
     )
     Stage1Judge(stage1, 4).scores(tokens, texts)
     assert asked == [4, 4, 4, 1]

@@ -63,7 +63,9 @@ def test_no_more_pairs_are_looked_at_than_asked_for(stage1, tokens, texts, monke
     asked = []
     logits = stage1.match_logits
     monkeypatch.setattr(
-        stage1, "match_logits", lambda seen, read: asked.append(len(read.ids)) or logits(seen, read)
+        stage1,
+        "match_logits",
+        lambda seen, read, *more: asked.append(len(read.ids)) or logits(seen, read, *more),
     )
     match_scores(stage1, tokens, texts, pairs_at_once=4)
     assert asked == [4, 4, 3]  # eleven that differ
