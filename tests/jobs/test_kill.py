@@ -226,6 +226,12 @@ def urls(tmp_path, make_folder):
     server.server_close()
 
 
+def workers_at_work(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those that make a shard just now."""
+    below = psutil.Process(job.pid).children(recursive=True)
+    return [process for process in below if "ray::Worker.run" in " ".join(process.cmdline())]
+
+
 def test_an_ingest_whose_worker_was_killed_is_whole_after_the_same_command_again(urls):
     home, digest = urls[0] / "killed", urls[1]
     home.mkdir()
@@ -233,11 +239,8 @@ def test_an_ingest_whose_worker_was_killed_is_whole_after_the_same_command_again
     job = ingest_urls(home, "--attempts", "1", "--timeout-s", "100")
     others = [home / f"raw/{number:05d}.json" for number in range(12) if number != 6]
     wait_until(lambda: all(other.exists() for other in others), job)
-    (worker,) = [
-        process
-        for process in psutil.Process(job.pid).children(recursive=True)
-        if "ray::Worker.run" in " ".join(process.cmdline())
-    ]
+    wait_until(lambda: len(workers_at_work(job)) == 1, job)  # the other one has told of its last
+    (worker,) = workers_at_work(job)
     worker.kill()
     assert job.wait(timeout=300) == 3, (home / "log.txt").read_text()
     assert "1 shards set aside" in (home / "log.txt").read_text()
