@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Blip2VisionConfig
 
 from model.objectives import ObjectivesConfig
-from model.packing import Texts
+from model.packing import Repeated, Texts
 from model.pretrained.architectures import language_shape
 from model.pretrained.image_tokens import checked_tokens, is_vit
 from model.pretrained.vision_tower import VisionTower
@@ -54,8 +54,8 @@ class TrainCost:
     flops: float
     """Of a pair, forward and backward, where one rank trains alone."""
     flops_of_ranks: float
-    """The same where several do: ITM's drawn pictures come from other ranks, so that their keys
-    and values are computed once more."""
+    """The same where several do: what ITM draws comes from other ranks, so that the pictures' keys
+    and values and the texts' first layer are computed once more."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,30 @@ def stage1_cost(config: QFormerConfig, num_tokens: int, caption_tokens: int) -> 
             lambda: stage1(batch, ObjectivesConfig(), 1.0, uniform)["loss"].backward()
         )
         keys, _ = counted(lambda: _summed(stage1.image_keys(batch.tokens)).backward())
-    return TrainCost(parameters_of(stage1), 0, flops / _PAIRS, (flops + keys) / _PAIRS)
+        own, drawn = (
+            _matched_flops(stage1, batch, caption_tokens, num) for num in (_PAIRS, 2 * _PAIRS)
+        )
+    of_ranks = flops + keys + drawn - own
+    return TrainCost(parameters_of(stage1), 0, flops / _PAIRS, of_ranks / _PAIRS)
+
+
+def _matched_flops(
+    stage1: Stage1, batch: Stage1Batch, caption_tokens: int, num_distinct: int
+) -> int:
+    """Of ITM in training, if its three texts a pair are so many different ones in all."""
+    num = 3 * len(batch.tokens)
+    texts, distinct = (
+        stage1_batch(stage1.config, count, 1, caption_tokens).texts for count in (num, num_distinct)
+    )
+    repeated = Repeated(distinct, torch.zeros(num, dtype=torch.long))
+
+    def match() -> None:
+        keys = stage1.image_keys(batch.tokens)
+        logits = stage1.match_logits([Seen(keys, times=2), Seen(keys)], texts, repeated)
+        logits.sum().backward()
+
+    flops, _ = counted(match)
+    return flops
 
 
 def stage1_batch(

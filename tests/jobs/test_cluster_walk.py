@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from ray._raylet import GcsClient
 from ray.exceptions import RpcError
@@ -74,9 +75,11 @@ def dashboard(ray_token, free_ports) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         for node in nodes:
-            node.terminate()  # --block ends what it started
-        for node in nodes:
-            node.wait(timeout=60)
+            for process in psutil.Process(node.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            node.kill()
+            node.wait()
         shutil.rmtree(home, ignore_errors=True)
 
 

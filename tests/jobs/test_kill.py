@@ -62,10 +62,10 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
         time.sleep(0.002)
 
 
-# For each moment: the step, the folder in which shards appear, and how many it makes.
+# For each moment: the step, the folder in which shards appear, and how many it makes. What curate
+# does first, the hashes, is made shard by shard as `ingest` and `features` make theirs.
 MOMENTS = {
     "ingest": ("ingest", "raw", 60),
-    "curate: hashes": ("curate", "pairs/.work/hashes", 60),
     "curate: plan": ("curate", "pairs/.work/plan", 0),
     "curate: output": ("curate", "pairs", 52),
     "features": ("features", "features", 52),
