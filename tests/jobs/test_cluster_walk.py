@@ -75,8 +75,8 @@ def dashboard(ray_token, free_ports) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         for node in nodes:
-            for process in psutil.Process(node.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended at once
+                for process in psutil.Process(node.pid).children(recursive=True):
                     process.kill()
             node.kill()
             node.wait()
