@@ -75,8 +75,11 @@ def dashboard(ray_token, free_ports) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         for node in nodes:
+            below: list[psutil.Process] = []
             with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended at once
-                for process in psutil.Process(node.pid).children(recursive=True):
+                below = psutil.Process(node.pid).children(recursive=True)
+            for process in below:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             node.kill()
             node.wait()
