@@ -26,6 +26,14 @@ def take_over(folder: Folder) -> None:
         time.sleep(0.3)
 
 
+def wait_for_checkpoint(folder: Folder) -> None:
+    """Until a training's first one is whole: it is written beside the steps that follow."""
+    deadline = time.monotonic() + 60
+    while "best.json" not in (folder / "checkpoints").entries():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_second_job_is_refused_in_one_line_that_names_the_first(bucket, make_folder, refused):
     _, uri = bucket
     command = ("ingest", make_folder(4), "--out", uri("twice"))
@@ -80,7 +88,12 @@ def test_a_training_that_lost_its_lease_writes_no_checkpoint(
     _, uri = bucket
     folder = Folder.at(uri("stage1"))
     monkeypatch.setattr(claim, "RENEW_S", 600)
-    disturb(5, lambda: take_over(folder))
+
+    def lose() -> None:
+        wait_for_checkpoint(folder)
+        take_over(folder)
+
+    disturb(5, lose)
     with rank_here():
         assert "bucket/stage1: was taken over" in refused(*stage1_command(uri("stage1")))
     assert (folder / "checkpoints").entries() == ["best.json", "step-000004"]
@@ -94,10 +107,11 @@ def test_a_rank_that_outlives_its_driver_writes_nothing_more_into_a_local_folder
     out = tmp_path / "stage1"
     lock = out / LOCK
 
-    def take_over() -> None:
+    def lose() -> None:
+        wait_for_checkpoint(Folder.at(out))
         lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": "another"}))
 
-    disturb(5, take_over)
+    disturb(5, lose)
     with rank_here():
         assert "stage1: was taken over by another job" in refused(*stage1_command(out))
     assert steps_of(out) == ["step-000004"]
